@@ -1,0 +1,269 @@
+"""What the core asks of the world: one Protocol for each thing that an adapter does.
+
+Every method may raise the errors that its docstring names, and no others; the suites in
+`agent_core.testing.contracts` hold any adapter to that. Every method may be cancelled, and then
+leaves nothing running; the core bounds each call in time, so no adapter needs a deadline of its own.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+from attrs import frozen
+
+from agent_core.model import (
+    HostSample,
+    JobConfig,
+    JournalRecord,
+    LogEvent,
+    OutputLine,
+    ProcessId,
+    Registration,
+    Release,
+    ReleaseRequest,
+    Secret,
+    StatusMessage,
+)
+
+__all__ = [
+    "BinaryStore",
+    "ConfigSource",
+    "HostProbe",
+    "Journal",
+    "LogSink",
+    "LogSpool",
+    "Notifier",
+    "Ports",
+    "Progress",
+    "RunnerProcess",
+    "Terminator",
+]
+
+Progress = Callable[[int, int | None], None]
+"""Told the bytes done so far, and the bytes in all where they are known; on the loop's thread."""
+
+
+@runtime_checkable
+class ConfigSource(Protocol):
+    """Where the job's config comes from."""
+
+    async def fetch(self) -> JobConfig:
+        """The config as it is now; one look, no waiting.
+
+        Raises:
+            ConfigAbsentError: it is not there yet.
+            ConfigUnavailableError: the place did not answer.
+            ConfigDeniedError: it may not be read.
+            ConfigMalformedError: it cannot be understood.
+        """
+        ...
+
+
+@runtime_checkable
+class BinaryStore(Protocol):
+    """Where the runner's files come from; it puts them into the runner's root."""
+
+    async def resolve(self, request: ReleaseRequest) -> Release:
+        """The number and the trusted digest of the wanted version.
+
+        Raises:
+            BinaryUnavailableError: there is no such version, or nobody answered.
+        """
+        ...
+
+    async def install(self, release: Release, progress: Progress) -> None:
+        """Leaves the release, whole and verified, in the runner's root, or nothing at all.
+
+        Raises:
+            BinaryUnavailableError: the bytes could not be had.
+            DigestMismatchError: the bytes are not those of `release.sha256`.
+            ArchiveRefusedError: the archive is damaged or hostile.
+        """
+        ...
+
+
+@runtime_checkable
+class RunnerProcess(Protocol):
+    """The runner in its root: registered, started (again), watched, stopped, removed."""
+
+    async def register(self, registration: Registration) -> None:
+        """Introduces the runner to GitHub with `registration.token`, as ephemeral.
+
+        Raises:
+            RegistrationRefusedError: the runner or GitHub said no.
+            RunnerUnavailableError: it could not be asked.
+        """
+        ...
+
+    async def start(self, jit_config: Secret | None) -> ProcessId:
+        """Starts the runner, registered or with a JIT config; again after it has ended.
+
+        Raises:
+            RunnerUnavailableError: there is nothing to start, or it did not start.
+        """
+        ...
+
+    def output(self) -> AsyncIterator[OutputLine]:
+        """All that the runner started last prints, from its first byte, to the end of its output.
+
+        It ends when no process holds the output open any more: after `wait`, or, where the runner
+        left processes behind, after `kill`. Reading is what keeps the runner from blocking.
+        """
+        ...
+
+    async def wait(self) -> int:
+        """The exit code of the runner started last; 128 + N when signal N ended it."""
+        ...
+
+    async def interrupt(self) -> None:
+        """Asks the runner, and only it, to stop in order (one SIGINT); nothing if it has ended."""
+        ...
+
+    async def kill(self, known: Sequence[ProcessId] = ()) -> int:
+        """Ends every process of the runner, until none is left; how many there were.
+
+        `known` are processes of a runner that an earlier agent started. Also without them, every
+        process that works from the runner's root is found.
+
+        Raises:
+            RunnerUnavailableError: some could not be ended.
+        """
+        ...
+
+    async def remove(self) -> None:
+        """Removes the runner's root, with all that the job left in it.
+
+        Raises:
+            RunnerUnavailableError: something is still there.
+        """
+        ...
+
+
+@runtime_checkable
+class LogSink(Protocol):
+    """Takes batches of log events, within the limits of PutLogEvents (`agent_core.delivery`)."""
+
+    async def put(self, stream: str, events: Sequence[LogEvent]) -> int:
+        """Delivers the events in order to the stream `{instance_id}/{job_id}`; how many were rejected.
+
+        Raises:
+            LogSinkUnavailableError: not delivered, for now.
+            LogSinkDeniedError: not delivered, and never will be.
+            BatchRefusedError: the batch breaks a limit.
+        """
+        ...
+
+
+@runtime_checkable
+class LogSpool(Protocol):
+    """Holds what does not fit into memory, first in, first out. Local and quick, so not a coroutine."""
+
+    def push(self, events: Sequence[LogEvent]) -> None:
+        """Appends the events.
+
+        Raises:
+            SpoolError: it is full or broken; none of the events was taken.
+        """
+        ...
+
+    def pop(self, count: int) -> list[LogEvent]:
+        """Takes up to `count` of the oldest events.
+
+        Raises:
+            SpoolError: it cannot be read any more.
+        """
+        ...
+
+    def __len__(self) -> int:
+        """How many events it holds."""
+        ...
+
+
+@runtime_checkable
+class Notifier(Protocol):
+    """Sends messages to the orchestrator's termination queue."""
+
+    async def send(self, message: StatusMessage, queue_url: str | None) -> None:
+        """Returns when the queue has the message; sending the same one again is allowed.
+
+        Args:
+            message: what to send.
+            queue_url: the queue that the job's config names; None: the one the adapter was made with.
+
+        Raises:
+            NotifierUnavailableError: not sent, for now.
+            NotifierDeniedError: not sent, and never will be (also where there is no queue).
+            MessageRefusedError: it breaks a limit (SQS: 262,144 bytes).
+        """
+        ...
+
+
+@runtime_checkable
+class Terminator(Protocol):
+    """Makes the instance disappear."""
+
+    async def terminate(self, instance_id: str) -> None:
+        """Returns when the request was accepted; asking again is allowed.
+
+        Raises:
+            TerminatorUnavailableError: not accepted, for now.
+            TerminatorDeniedError: not allowed.
+        """
+        ...
+
+
+@runtime_checkable
+class HostProbe(Protocol):
+    """Measures the host."""
+
+    async def sample(self) -> HostSample:
+        """The host now.
+
+        Raises:
+            HostUnavailableError: it could not be measured.
+        """
+        ...
+
+    def is_alive(self, process: ProcessId) -> bool:
+        """Whether that very process still runs."""
+        ...
+
+    def own_process(self) -> ProcessId:
+        """The process that this runs in."""
+        ...
+
+
+@runtime_checkable
+class Journal(Protocol):
+    """Keeps one record where it survives a crash."""
+
+    async def load(self) -> JournalRecord | None:
+        """The record last saved; None where there was never one.
+
+        Raises:
+            JournalUnavailableError: it cannot be read.
+            JournalDamagedError: it cannot be understood.
+        """
+        ...
+
+    async def save(self, record: JournalRecord) -> None:
+        """Replaces the record, all or nothing, and returns when it would survive a crash.
+
+        Raises:
+            JournalUnavailableError: it cannot be written; the record before is still there.
+        """
+        ...
+
+
+@frozen(kw_only=True)
+class Ports:
+    """All that an agent needs of the world."""
+
+    config_source: ConfigSource
+    binary_store: BinaryStore
+    runner_process: RunnerProcess
+    log_sink: LogSink
+    log_spool: LogSpool
+    notifier: Notifier
+    terminator: Terminator
+    host_probe: HostProbe
+    journal: Journal
