@@ -6,6 +6,7 @@ text of an error holds a secret.
 """
 
 __all__ = [
+    "AgentAliveError",
     "AgentError",
     "AgentFaultError",
     "ArchiveRefusedError",
@@ -49,6 +50,10 @@ class AgentError(Exception):
 
 class AgentFaultError(AgentError):
     """The agent itself is at fault: an exception that nothing expected."""
+
+
+class AgentAliveError(AgentError):
+    """Another agent works on this instance: it is left alone, and so is everything of its."""
 
 
 class DeadlineError(AgentError):

@@ -1,15 +1,15 @@
 """The values that pass between the core and its ports; all of them are frozen, and none shows a secret."""
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from attrs import field, frozen
+from attrs import frozen
 
 from agent_core.phases import Phase
 
 __all__ = [
+    "UNKNOWN_JOB",
     "HostSample",
     "JobConfig",
     "JobResult",
@@ -29,7 +29,8 @@ __all__ = [
     "StopRequest",
 ]
 
-_UNKNOWN_JOB: Final = "unknown-job"
+UNKNOWN_JOB: Final = "unknown-job"
+"""Stands for the ID of a job that has none, in names of streams and keys."""
 
 
 class Secret:
@@ -92,9 +93,9 @@ class JobConfig:
         return self.repo if "/" in self.repo else f"{self.org}/{self.repo}"
 
     @property
-    def job_slug(self) -> str:
-        """The job's ID as it stands in names of streams and keys."""
-        return self.job_id or _UNKNOWN_JOB
+    def max_runtime(self) -> timedelta | None:
+        """The job's own bound."""
+        return None if self.max_runtime_minutes is None else timedelta(minutes=self.max_runtime_minutes)
 
 
 @frozen(kw_only=True)
@@ -310,17 +311,28 @@ class JournalRecord:
     run_id: str | None = None
     repo: str | None = None
     queue_url: str | None = None
+    jobs_run: tuple[str, ...] = ()
+    """The IDs of the jobs that this instance took on, carried over from life to life, oldest first."""
+    installed: bool = False
+    """The files in the runner's root are the agent's, which removes them."""
     runner: tuple[ProcessId, ...] = ()
+    runner_version: str | None = None
     started_at: datetime | None = None
     """When the job began to execute."""
     job_name: str | None = None
     job_result: JobResult | None = None
+    completed_at: datetime | None = None
+    """When the runner said so."""
     stop: StopRequest | None = None
+    """What stopped the runner; None as long as nothing has, and when it ended before anything did."""
     final: StatusMessage | None = None
     """The final message, written here before it is first sent."""
     confirmed: frozenset[str] = frozenset()
     """The IDs of the messages that the queue has taken."""
     terminated: bool = False
     """The request to terminate was accepted."""
-    notes: Mapping[str, str] = field(factory=dict)
-    """Room for what later versions want to leave; carried over, not read."""
+
+    @property
+    def stream(self) -> str:
+        """The name of the job's log stream."""
+        return f"{self.instance_id}/{self.job_id or UNKNOWN_JOB}"

@@ -1,6 +1,7 @@
 """The phases of a life, and the only ways from one to another.
 
-A phase that fails goes to REPORTING, or to STOPPING where a runner may be alive; never out.
+A phase that fails, or is asked to stop, goes to STOPPING, never out; from there the way is the same for all:
+no process of a runner is left, the queue hears how it ended, the instance goes.
 """
 
 from collections.abc import Mapping
@@ -29,9 +30,9 @@ class Phase(StrEnum):
 
 TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = MappingProxyType(
     {
-        Phase.BOOTING: frozenset({Phase.CONFIGURING, Phase.REPORTING}),
-        Phase.CONFIGURING: frozenset({Phase.PROVISIONING, Phase.REPORTING}),
-        Phase.PROVISIONING: frozenset({Phase.REGISTERING, Phase.REPORTING}),
+        Phase.BOOTING: frozenset({Phase.CONFIGURING, Phase.STOPPING}),
+        Phase.CONFIGURING: frozenset({Phase.PROVISIONING, Phase.STOPPING}),
+        Phase.PROVISIONING: frozenset({Phase.REGISTERING, Phase.STOPPING}),
         Phase.REGISTERING: frozenset({Phase.LISTENING, Phase.STOPPING}),
         Phase.LISTENING: frozenset({Phase.RUNNING, Phase.STOPPING}),
         Phase.RUNNING: frozenset({Phase.STOPPING}),

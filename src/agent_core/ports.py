@@ -165,8 +165,8 @@ class LogSpool(Protocol):
         """
         ...
 
-    def pop(self, count: int) -> list[LogEvent]:
-        """Takes up to `count` of the oldest events.
+    def pop(self, max_bytes: int) -> list[LogEvent]:
+        """Takes the oldest events: at least one if there is any, of `max_bytes` of text at most together.
 
         Raises:
             SpoolError: it cannot be read any more.

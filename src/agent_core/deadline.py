@@ -1,0 +1,60 @@
+"""Waits that end, whatever is waited for."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+from agent_core.errors import AgentFaultError, DeadlineError
+
+__all__ = ["abandon", "wait_until_set", "within"]
+
+_T = TypeVar("_T")
+
+_UNWIND_SECONDS: Final = 2.0
+"""What a cancelled call may take to put things in order."""
+
+
+async def within(seconds: float, what: str, work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of `work`, if it comes in time.
+
+    `asyncio.timeout` waits for as long as the cancelled work pleases; this does not: an adapter that
+    swallows its cancellation is left behind.
+
+    Raises:
+        DeadlineError: it took longer than `seconds`; the text says that `what` did.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        await abandon(task)
+        raise
+    if not task.done():
+        await abandon(task)
+        raise DeadlineError(f"{what} took longer than {seconds:g} s")
+    if task.cancelled():
+        raise AgentFaultError(f"{what} was cancelled from within")
+    return task.result()
+
+
+async def abandon(task: asyncio.Task[Any]) -> None:
+    """Cancels the task, gives it a moment to unwind, and does not look back."""
+    task.cancel()
+    task.add_done_callback(_forget)
+    await asyncio.wait({task}, timeout=_UNWIND_SECONDS)
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Takes a late exception, which otherwise is reported as never retrieved."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def wait_until_set(event: asyncio.Event, seconds: float) -> bool:
+    """Whether the event is set by then."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return event.is_set()
+    return True

@@ -1,0 +1,271 @@
+"""The way of log lines to the sink: in order, in batches, tried again, and never in the job's way.
+
+`write` takes a line at once, whatever the sink does. Lines wait in memory up to a bound, beyond it in
+the spool. What becomes of each is counted.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from random import Random
+from typing import Final
+
+from agent_core.deadline import abandon, wait_until_set, within
+from agent_core.errors import (
+    AgentError,
+    BatchRefusedError,
+    LogSinkDeniedError,
+    SpoolError,
+)
+from agent_core.model import LogEvent, LogStats
+from agent_core.policy import CALL_SECONDS, Backoff
+from agent_core.ports import LogSink, LogSpool
+
+__all__ = [
+    "BATCH_BYTES",
+    "BATCH_EVENTS",
+    "BATCH_SECONDS",
+    "BATCH_SPAN_MS",
+    "EVENT_OVERHEAD_BYTES",
+    "EVENT_TEXT_BYTES",
+    "LogDelivery",
+    "event_bytes",
+]
+
+# PutLogEvents
+
+BATCH_BYTES: Final = 1_048_576
+"""A batch, counted as UTF-8 plus the overhead of each event."""
+BATCH_EVENTS: Final = 10_000
+EVENT_OVERHEAD_BYTES: Final = 26
+EVENT_TEXT_BYTES: Final = 1_000_000 - EVENT_OVERHEAD_BYTES
+"""One event's text: "1 MB", read the strict way."""
+BATCH_SPAN_MS: Final = 24 * 60 * 60 * 1000
+"""From a batch's first event to its last."""
+
+BATCH_SECONDS: Final = 5.0
+"""The oldest line waits no longer for company."""
+
+_MEMORY_BYTES: Final = 8 * BATCH_BYTES
+_EMPTY_LINE: Final = " "
+"""An event must not be empty."""
+_MAX_UTF8_BYTES: Final = 4
+
+
+def event_bytes(event: LogEvent) -> int:
+    """What the event counts for in its batch."""
+    return len(event.text.encode()) + EVENT_OVERHEAD_BYTES
+
+
+class LogDelivery:
+    """Delivers to one stream, from `open` to `drain`; lines written before wait for it.
+
+    Args:
+        sink: where the batches go.
+        spool: where lines wait that memory has no room for.
+        now: wall time.
+        rng: for the jitter of tries.
+        warn: told once when the sink denies, and each time that it stops answering.
+        memory_bytes: the bound of what waits in memory.
+    """
+
+    def __init__(
+        self,
+        sink: LogSink,
+        spool: LogSpool,
+        *,
+        now: Callable[[], datetime],
+        rng: Random,
+        warn: Callable[[str], None],
+        memory_bytes: int = _MEMORY_BYTES,
+    ) -> None:
+        self._sink, self._spool = sink, spool
+        self._now, self._rng, self._warn = now, rng, warn
+        self._memory_bytes = memory_bytes
+        self._waiting: deque[tuple[LogEvent, int]] = deque()
+        self._waiting_bytes = 0
+        self._last_timestamp_ms = 0
+        self._oldest_since: float | None = None
+        self._some, self._ripe, self._closing = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._closed = self._denied = False
+        self._backoff = Backoff(first=0.5, most=10.0)
+        self._pump: asyncio.Task[None] | None = None
+        self._accepted = self._delivered = self._rejected = self._dropped = 0
+
+    @property
+    def stats(self) -> LogStats:
+        """What became of the lines so far."""
+        return LogStats(
+            accepted=self._accepted,
+            delivered=self._delivered,
+            rejected=self._rejected,
+            dropped=self._dropped,
+        )
+
+    def write(self, text: str) -> None:
+        """Takes one line, of any length and content; does nothing after the drain."""
+        if self._closed:
+            return
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            text = text.encode("utf-8", "backslashreplace").decode()
+            size = len(text)
+        if size <= EVENT_TEXT_BYTES:
+            self._accept(text or _EMPTY_LINE, size or 1)
+            return
+        step = EVENT_TEXT_BYTES // _MAX_UTF8_BYTES
+        for start in range(0, len(text), step):
+            part = text[start : start + step]
+            self._accept(part, len(part.encode()))
+
+    def open(self, stream: str) -> None:
+        """Starts to deliver, to the stream `{instance_id}/{job_id}`."""
+        self._pump = asyncio.create_task(self._deliver_to(stream), name="log delivery")
+
+    async def drain(self, stall_seconds: float, seconds: float) -> LogStats:
+        """Delivers what waits, then takes no more; what is not delivered by then is dropped, and counted.
+
+        It ends after `seconds`, or already when for `stall_seconds` nothing went through.
+        """
+        self._closing.set()
+        self._some.set()
+        self._ripe.set()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        pump = self._pump
+        while pump is not None and not pump.done():
+            before = self.stats.pending
+            await asyncio.wait({pump}, timeout=min(stall_seconds, max(0.0, end - loop.time())))
+            if not pump.done() and (self.stats.pending >= before or loop.time() >= end):
+                await abandon(pump)
+                break
+        self._closed = True
+        self._waiting.clear()
+        self._dropped += self.stats.pending
+        return self.stats
+
+    # Taking lines in
+
+    def _accept(self, text: str, size: int) -> None:
+        self._accepted += 1
+        if self._denied:
+            self._dropped += 1
+            return
+        now_ms = int(self._now().timestamp() * 1000)
+        # A wall clock that is set back must not put the stream out of order.
+        self._last_timestamp_ms = max(self._last_timestamp_ms, now_ms)
+        event = LogEvent(self._last_timestamp_ms, text)
+        if len(self._spool) or self._waiting_bytes + size > self._memory_bytes:
+            self._spool_event(event)
+        else:
+            self._append(event, size + EVENT_OVERHEAD_BYTES)
+        if self._oldest_since is None:
+            self._oldest_since = asyncio.get_running_loop().time()
+        self._some.set()
+
+    def _append(self, event: LogEvent, size: int) -> None:
+        self._waiting.append((event, size))
+        self._waiting_bytes += size
+        if self._waiting_bytes >= BATCH_BYTES or len(self._waiting) >= BATCH_EVENTS:
+            self._ripe.set()
+
+    def _spool_event(self, event: LogEvent) -> None:
+        try:
+            self._spool.push([event])
+        except SpoolError as exc:
+            if not self._dropped:
+                self._warn(f"log lines are lost: {exc}")
+            self._dropped += 1
+
+    def _unspool(self) -> None:
+        """Fills memory up from the spool."""
+        try:
+            while len(self._spool) and self._waiting_bytes < BATCH_BYTES:
+                for event in self._spool.pop(BATCH_BYTES):
+                    self._append(event, event_bytes(event))
+        except SpoolError as exc:
+            lost = self.stats.pending - len(self._waiting)
+            self._warn(f"{lost} log lines are lost: {exc}")
+            self._dropped += lost
+
+    # Sending batches out
+
+    async def _deliver_to(self, stream: str) -> None:
+        while True:
+            await self._some.wait()
+            if not self._closing.is_set() and self._oldest_since is not None:
+                age = asyncio.get_running_loop().time() - self._oldest_since
+                await wait_until_set(self._ripe, BATCH_SECONDS - age)
+            await self._deliver_waiting(stream)
+            if self._closing.is_set():
+                return
+
+    async def _deliver_waiting(self, stream: str) -> None:
+        """Everything that waits now, and whatever comes meanwhile, as long as it fills batches."""
+        self._unspool()
+        while batch := self._next_batch():
+            await self._deliver(stream, batch)
+            self._unspool()
+            if not (self._closing.is_set() or self._ripe.is_set()):
+                break
+        if self._waiting:
+            self._oldest_since = asyncio.get_running_loop().time()
+        else:
+            self._some.clear()
+            self._oldest_since = None
+        if self._closing.is_set():
+            self._some.set()
+
+    def _next_batch(self) -> list[LogEvent]:
+        """Takes the longest batch that keeps every limit."""
+        batch: list[LogEvent] = []
+        total = 0
+        while self._waiting and len(batch) < BATCH_EVENTS:
+            event, size = self._waiting[0]
+            span_ms = event.timestamp_ms - batch[0].timestamp_ms if batch else 0
+            if total + size > BATCH_BYTES or span_ms > BATCH_SPAN_MS:
+                break
+            self._waiting.popleft()
+            batch.append(event)
+            total += size
+        self._waiting_bytes -= total
+        if self._waiting_bytes < BATCH_BYTES and len(self._waiting) < BATCH_EVENTS:
+            self._ripe.clear()
+        return batch
+
+    async def _deliver(self, stream: str, batch: list[LogEvent]) -> None:
+        """One batch, tried until the sink has it or will never have it."""
+        attempt = 0
+        while not self._denied:
+            try:
+                rejected = await within(CALL_SECONDS, "the log sink", self._sink.put(stream, batch))
+            except LogSinkDeniedError as exc:
+                self._deny(exc)
+            except BatchRefusedError as exc:
+                self._warn(f"the log sink refused {len(batch)} lines: {exc}")
+                self._rejected += len(batch)
+                return
+            except Exception as exc:  # noqa: BLE001 - unavailable, late, or an adapter's own fault: the lines wait
+                if attempt == 0:
+                    self._warn(f"the log sink does not answer, tried again: {exc!r}")
+                await self._pause(attempt)
+                attempt += 1
+            else:
+                self._delivered += len(batch) - rejected
+                self._rejected += rejected
+                return
+        self._dropped += len(batch)
+
+    async def _pause(self, attempt: int) -> None:
+        if await wait_until_set(self._closing, self._backoff.delay(attempt, self._rng)):
+            await asyncio.sleep(self._backoff.first)
+
+    def _deny(self, exc: AgentError) -> None:
+        """From here on every line is dropped: what is denied stays denied, and is not asked for again."""
+        self._denied = True
+        self._warn(f"the log sink denies the agent; no more log lines are sent: {exc}")
+        self._dropped += len(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0

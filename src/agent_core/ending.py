@@ -1,0 +1,162 @@
+"""The end of every life, also of one that a successor ends: each step bounded, none able to skip the next."""
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
+
+from attrs import evolve, frozen
+
+from agent_core.deadline import within
+from agent_core.errors import AgentError, RunnerError, TerminatorError, TerminatorUnavailableError
+from agent_core.events import Killed, LogsDrained, TerminationRequested
+from agent_core.life import Life
+from agent_core.messenger import Messenger
+from agent_core.model import LogStats, ProcessId, StatusMessage
+from agent_core.phases import Phase
+from agent_core.policy import (
+    DRAIN_SECONDS,
+    DRAIN_STALL_SECONDS,
+    KILL_SECONDS,
+    TERMINATE_CALL_SECONDS,
+    Backoff,
+    clean_seconds,
+    phase_seconds,
+)
+from agent_core.status import Observed, final_message
+
+__all__ = ["Ending", "Outcome", "leave_no_process"]
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """How a life ended."""
+
+    message: StatusMessage | None
+    """The final message; None where there was no job to speak of."""
+    confirmed: bool
+    """The queue has the final message."""
+    terminated: bool
+    """The request to terminate was accepted."""
+    logs: LogStats
+    error: AgentError | None = None
+    """What kept the job from its own end: bad config, a refusal, a fault."""
+    terminate_error: TerminatorError | None = None
+    """Why the last request to terminate was not accepted."""
+
+
+async def leave_no_process(life: Life, known: Sequence[ProcessId] = ()) -> None:
+    """Kills what is left of the runner, until nothing is, or the bound is reached."""
+    backoff = Backoff(first=0.1, most=1.0)
+    loop = asyncio.get_running_loop()
+    end, attempt = loop.time() + KILL_SECONDS, 0
+    while True:
+        try:
+            left = max(0.0, end - loop.time())
+            count = await within(left, "killing the runner", life.ports.runner_process.kill(known))
+        except RunnerError as exc:
+            if loop.time() >= end:
+                life.warn(f"some of the runner's processes may be alive: {exc}")
+                return
+            await asyncio.sleep(backoff.delay(attempt, life.rng))
+            attempt += 1
+        else:
+            if count:
+                life.emit(Killed(count))
+            return
+
+
+class Ending:
+    """STOPPING, where nothing has stopped yet; REPORTING, CLEANING, TERMINATING."""
+
+    def __init__(self, life: Life, messenger: Messenger) -> None:
+        self._life, self._messenger = life, messenger
+        self._terminate_error: TerminatorError | None = None
+
+    async def run(self, observed: Observed, measured: Mapping[str, object]) -> Outcome:
+        """Ends the life that came to `observed`; `measured` goes into the message beside it."""
+        life = self._life
+        life.settle()
+        if life.phase is not Phase.STOPPING:
+            await self._step(life.enter(Phase.STOPPING))
+            await self._step(leave_no_process(life, life.record.runner))
+        await self._step(life.enter(Phase.REPORTING))
+        await self._step(self._report(observed, measured))
+        if life.record.installed and clean_seconds(life.remaining_seconds):
+            await self._step(self._clean())
+        await self._step(life.enter(Phase.TERMINATING))
+        await self._step(self._terminate())
+        record = life.record
+        return Outcome(
+            message=record.final,
+            confirmed=record.final is not None and record.final.message_id in record.confirmed,
+            terminated=record.terminated,
+            logs=life.delivery.stats,
+            error=life.error,
+            terminate_error=self._terminate_error,
+        )
+
+    async def _step(self, step: Coroutine[Any, Any, None]) -> None:
+        try:
+            await step
+        except Exception as exc:  # noqa: BLE001 - whatever fails here, the instance must go
+            self._life.fail(exc)
+
+    async def _report(self, observed: Observed, measured: Mapping[str, object]) -> None:
+        """Concludes, once, and in the journal before anyone hears of it; then drains the logs and sends."""
+        life = self._life
+        has_job = life.record.job_id is not None
+        if has_job and life.record.final is None:
+            await life.chronicle.save(final=final_message(life.record, observed, life.now(), **measured))
+        stats = await life.delivery.drain(DRAIN_STALL_SECONDS, DRAIN_SECONDS)
+        life.emit(LogsDrained(stats))
+        if life.record.final is None or not has_job:
+            return
+        final = evolve(
+            life.record.final,
+            log_lines_accepted=stats.accepted,
+            log_lines_delivered=stats.delivered,
+            log_lines_rejected=stats.rejected,
+            log_lines_dropped=stats.dropped,
+        )
+        await life.chronicle.save(final=final)
+        await self._messenger.send_final(final)
+
+    async def _clean(self) -> None:
+        life = self._life
+        await life.enter(Phase.CLEANING)
+        try:
+            seconds = clean_seconds(life.remaining_seconds)
+            await within(seconds, "cleaning up", life.ports.runner_process.remove())
+        except AgentError as exc:
+            life.warn(f"the runner's root is not clean: {exc}")
+        else:
+            await life.chronicle.save(installed=False)
+
+    async def _terminate(self) -> None:
+        """Asks until the request is accepted, whatever the answer, for as long as the phase lasts."""
+        life = self._life
+        instance_id, backoff = life.options.instance_id, Backoff(first=0.5, most=8.0)
+        loop = asyncio.get_running_loop()
+        end, attempt = loop.time() + phase_seconds(Phase.TERMINATING, life.limits), 0
+        while True:
+            try:
+                request = life.ports.terminator.terminate(instance_id)
+                await within(TERMINATE_CALL_SECONDS, "the request to terminate", request)
+            except Exception as exc:  # noqa: BLE001 - an unknown fault is no reason to keep the machine
+                life.warn(f"the request to terminate {instance_id} was not accepted: {exc}")
+                self._terminate_error = exc if isinstance(exc, TerminatorError) else _unknown(exc)
+            else:
+                self._terminate_error = None
+                life.emit(TerminationRequested(instance_id))
+                life.move(Phase.TERMINATED)
+                await life.chronicle.save(terminated=True)
+                return
+            delay = backoff.delay(attempt, life.rng)
+            if loop.time() + delay >= end:
+                return
+            await asyncio.sleep(delay)
+            attempt += 1
+
+
+def _unknown(exc: Exception) -> TerminatorError:
+    return TerminatorUnavailableError(str(exc))

@@ -1,0 +1,178 @@
+"""What happens in a life, as values: shown on terminals, logged, streamed, and compared in tests."""
+
+from collections.abc import Callable
+
+from attrs import frozen
+
+from agent_core.model import JobResult, LogStats, OutputLine, StatusMessage, StopRequest
+from agent_core.phases import Phase
+
+__all__ = [
+    "Downloading",
+    "Event",
+    "Failed",
+    "JobCompleted",
+    "JobStarted",
+    "Killed",
+    "LogsDrained",
+    "MessageSent",
+    "Observer",
+    "PhaseEntered",
+    "Printed",
+    "RunnerRestarting",
+    "StopRequested",
+    "TerminationRequested",
+    "Warned",
+    "is_for_people",
+]
+
+
+@frozen
+class PhaseEntered:
+    phase: Phase
+
+    def __str__(self) -> str:
+        return f"phase {self.phase}"
+
+
+@frozen
+class Downloading:
+    """So many bytes of the runner are here; `total` where it is known."""
+
+    done: int
+    total: int | None
+
+    def __str__(self) -> str:
+        return f"downloaded {self.done} of {self.total or 'an unknown number of'} bytes"
+
+
+@frozen
+class Printed:
+    """The runner printed a line, or a part of one."""
+
+    line: OutputLine
+
+    def __str__(self) -> str:
+        return self.line.text
+
+
+@frozen
+class RunnerRestarting:
+    exit_code: int
+    delay: float
+
+    def __str__(self) -> str:
+        return f"the runner ended with exit code {self.exit_code}; started again in {self.delay:.0f} s"
+
+
+@frozen
+class JobStarted:
+    name: str
+
+    def __str__(self) -> str:
+        return f"job {self.name!r} runs"
+
+
+@frozen
+class JobCompleted:
+    name: str
+    result: JobResult
+
+    def __str__(self) -> str:
+        return f"job {self.name!r} completed: {self.result}"
+
+
+@frozen
+class StopRequested:
+    """Something asks to stop; only one request counts, later ones may bring the deadline nearer."""
+
+    request: StopRequest
+    counts: bool
+    """False: the life was ending already."""
+
+    def __str__(self) -> str:
+        again = "" if self.counts else " (ending already)"
+        return f"stop: {self.request.detail}{again}"
+
+
+@frozen
+class Killed:
+    """So many processes of the runner did not end by themselves."""
+
+    count: int
+
+    def __str__(self) -> str:
+        return f"killed {self.count} processes that the runner left behind"
+
+
+@frozen
+class Warned:
+    """Something is not as it should be, and the life goes on."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@frozen
+class Failed:
+    """Something went wrong for good; `trace` has the details where the agent itself is at fault."""
+
+    phase: Phase
+    error: str
+    trace: str | None = None
+
+    def __str__(self) -> str:
+        trace = f"\n{self.trace}" if self.trace else ""
+        return f"failed in phase {self.phase}: {self.error}{trace}"
+
+
+@frozen
+class LogsDrained:
+    stats: LogStats
+
+    def __str__(self) -> str:
+        s = self.stats
+        return f"logs: {s.delivered} lines delivered, {s.rejected} rejected, {s.dropped} dropped"
+
+
+@frozen
+class MessageSent:
+    message: StatusMessage
+
+    def __str__(self) -> str:
+        return f"sent the message {self.message.status}"
+
+
+@frozen
+class TerminationRequested:
+    instance_id: str
+
+    def __str__(self) -> str:
+        return f"requested the termination of {self.instance_id}"
+
+
+Event = (
+    PhaseEntered
+    | Downloading
+    | Printed
+    | RunnerRestarting
+    | JobStarted
+    | JobCompleted
+    | StopRequested
+    | Killed
+    | Warned
+    | Failed
+    | LogsDrained
+    | MessageSent
+    | TerminationRequested
+)
+
+Observer = Callable[[Event], None]
+"""Told of each event as it happens, on the loop's thread; must return at once."""
+
+
+def is_for_people(event: Event) -> bool:
+    """Whether the event belongs into the job's log stream beside the runner's output."""
+    return not isinstance(event, Printed | Downloading)

@@ -1,0 +1,150 @@
+"""What the parts of one life share: its ports, its record, its logs, its phase and its wish to stop."""
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from random import Random
+
+from attrs import field, frozen
+
+from agent_core import __version__
+from agent_core.chronicle import Chronicle
+from agent_core.delivery import LogDelivery
+from agent_core.errors import AgentError, AgentFaultError
+from agent_core.events import Event, Failed, Observer, PhaseEntered, StopRequested, Warned, is_for_people
+from agent_core.model import JournalRecord, Limits, StopReason, StopRequest
+from agent_core.phases import TRANSITIONS, Phase
+from agent_core.ports import Ports
+
+__all__ = ["AgentOptions", "Life", "StopSignal"]
+
+
+@frozen(kw_only=True)
+class AgentOptions:
+    """What an operator decides about an agent, whatever its job."""
+
+    instance_id: str
+    arch: str
+    """Of the runner: `x64` or `arm64`."""
+    runner_version: str = "latest"
+    """`2.x.y` or `latest`; a job's config may want another."""
+    github_url: str = "https://github.com"
+    limits: Limits = field(factory=Limits)
+
+
+class StopSignal:
+    """That something asks to stop, and by when: of several deadlines the nearest counts."""
+
+    def __init__(self) -> None:
+        self.deadline: datetime | None = None
+        self.requested = asyncio.Event()
+        self.changed = asyncio.Event()
+
+    def ask(self, deadline: datetime | None) -> None:
+        deadlines = [at for at in (self.deadline, deadline) if at is not None]
+        self.deadline = min(deadlines, default=None)
+        self.requested.set()
+        self.changed.set()
+
+
+class Life:
+    """One life, from BOOTING to TERMINATED."""
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        ports: Ports,
+        *,
+        now: Callable[[], datetime],
+        rng: Random,
+        observer: Observer,
+    ) -> None:
+        self.options, self.ports, self.now, self.rng = options, ports, now, rng
+        self.limits = options.limits
+        self.phase = Phase.BOOTING
+        self.stopping = StopSignal()
+        self.delivery = LogDelivery(ports.log_sink, ports.log_spool, now=now, rng=rng, warn=self.warn)
+        record = JournalRecord(
+            instance_id=options.instance_id, agent_version=__version__, phase=Phase.BOOTING
+        )
+        self.chronicle = Chronicle(ports.journal, record, self.warn)
+        self.error: AgentError | None = None
+        self.error_phase: Phase | None = None
+        self._settled = False
+        self._observer = observer
+
+    @property
+    def record(self) -> JournalRecord:
+        """What a successor would know."""
+        return self.chronicle.record
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """To the machine's end, where it has one."""
+        deadline = self.stopping.deadline
+        return None if deadline is None else (deadline - self.now()).total_seconds()
+
+    # Telling
+
+    def emit(self, event: Event) -> None:
+        """Tells the observer, and the job's log stream what belongs there."""
+        try:
+            self._observer(event)
+        except Exception as exc:  # noqa: BLE001 - an observer is a bystander: a closed terminal ends no job
+            self._observer = _nobody
+            self.delivery.write(f"runs-fleet-agent: no longer observed: {exc!r}")
+        if is_for_people(event):
+            for line in str(event).splitlines():
+                self.delivery.write(f"runs-fleet-agent: {line}")
+
+    def warn(self, text: str) -> None:
+        self.emit(Warned(text))
+
+    # Changing
+
+    def move(self, phase: Phase) -> None:
+        """Enters the phase; the journal hears of it at its next save."""
+        if phase not in TRANSITIONS[self.phase]:
+            raise AgentFaultError(f"there is no way from phase {self.phase} to phase {phase}")
+        self.phase = phase
+        self.chronicle.note(phase=phase)
+        self.emit(PhaseEntered(phase))
+
+    async def enter(self, phase: Phase) -> None:
+        """Enters the phase, and tells the journal."""
+        self.move(phase)
+        await self.chronicle.save()
+
+    # What comes to pass first decides the status: a stop, a failure, or the end of job or runner.
+
+    def settle(self) -> None:
+        """From here on a request to stop hurries the ending, but is not what ended the life."""
+        self._settled = True
+
+    def stop(self, request: StopRequest) -> None:
+        """Asks to stop, any number of times."""
+        counts = not self._settled
+        if counts:
+            self.settle()
+            self.chronicle.note(stop=request)
+        self.emit(StopRequested(request, counts))
+        self.stopping.ask(request.deadline)
+
+    def fail(self, exc: Exception) -> None:
+        """Takes what went wrong; what nobody expected is a fault of the agent, and stops the runner."""
+        error, trace = exc, None
+        if not isinstance(error, AgentError):
+            trace = "".join(traceback.format_exception(exc))
+            error = AgentFaultError(trace.strip().splitlines()[-1])
+            error.__cause__ = exc
+        self.emit(Failed(self.phase, str(error), trace))
+        if self.error is None:
+            self.error, self.error_phase = error, self.phase
+        if isinstance(error, AgentFaultError):
+            self.stop(StopRequest(StopReason.AGENT_FAULT, f"fault of the agent: {error}"))
+        self.settle()
+
+
+def _nobody(_event: Event) -> None:
+    pass

@@ -1,0 +1,282 @@
+"""One life of an agent: every phase, in order, top to bottom."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from random import Random
+from typing import Any, Final, TypeVar
+
+from attrs import evolve
+
+from agent_core.deadline import abandon, within
+from agent_core.ending import Ending, Outcome
+from agent_core.errors import (
+    AgentAliveError,
+    AgentError,
+    ConfigAbsentError,
+    ConfigExpiredError,
+    ConfigUnavailableError,
+    DeadlineError,
+    JobAlreadyRunError,
+)
+from agent_core.events import Downloading, Observer
+from agent_core.life import AgentOptions, Life
+from agent_core.messenger import Messenger
+from agent_core.model import JobConfig, Registration, Release, ReleaseRequest, StopReason, StopRequest
+from agent_core.phases import Phase
+from agent_core.policy import (
+    CALL_SECONDS,
+    LAST_LOOK_SECONDS,
+    config_poll_delay,
+    is_token_expired,
+    phase_seconds,
+)
+from agent_core.ports import Ports
+from agent_core.recovery import Remains, adopt, inspect, observed_of
+from agent_core.registration import registration_for
+from agent_core.status import Observed
+from agent_core.supervision import HostWatch, Supervision
+
+__all__ = ["Agent"]
+
+_T = TypeVar("_T")
+
+_LATEST: Final = "latest"
+_JOBS_REMEMBERED: Final = 100
+
+
+class Agent:
+    """Turns the machine into a runner for one job, and then makes it disappear.
+
+    Args:
+        options: what the operator decides.
+        ports: the world.
+        now: wall time, with its offset from UTC.
+        rng: for jitter.
+        observer: told of all that happens.
+    """
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        ports: Ports,
+        *,
+        now: Callable[[], datetime],
+        rng: Random,
+        observer: Observer,
+    ) -> None:
+        self._life = Life(options, ports, now=now, rng=rng, observer=observer)
+        self._options, self._ports = options, ports
+        self._messenger = Messenger(self._life)
+        self._supervision: Supervision | None = None
+        self._inherited: Observed | None = None
+        self._entered: dict[Phase, float] = {}
+
+    def stop(self, request: StopRequest) -> None:
+        """Asks to stop, at any moment, any number of times; the first reason is kept."""
+        self._life.stop(request)
+
+    async def run(self, refused: AgentError | None = None) -> Outcome:
+        """Lives, to the end. A cancellation is taken for an interruption, and raised after the end.
+
+        Args:
+            refused: a reason, known from the start, to run no job: the life goes straight to its end.
+
+        Raises:
+            AgentAliveError: another agent works here; nothing was done.
+        """
+        life = asyncio.create_task(self._live(refused), name="life")
+        cancelled = False
+        while not life.done():
+            try:
+                await asyncio.wait({life})
+            except asyncio.CancelledError:
+                cancelled = True
+                self.stop(StopRequest(StopReason.INTERRUPTED, "the agent was cancelled", by="cancellation"))
+        if cancelled:
+            raise asyncio.CancelledError
+        return life.result()
+
+    async def _live(self, refused: AgentError | None) -> Outcome:
+        life = self._life
+        try:
+            await self._work(refused)
+        except _StoppedError:
+            pass
+        except AgentAliveError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - the life goes to its end, and says why
+            life.fail(exc)
+        if life.record.job_id is None and life.record.stop is not None:
+            await self._look_for_job()
+        return await Ending(life, self._messenger).run(self._observed(), self._measured())
+
+    async def _work(self, refused: AgentError | None) -> None:
+        """BOOTING to STOPPING."""
+        await self._timed(Phase.BOOTING, self._boot(refused))
+        config = await self._phase(Phase.CONFIGURING, self._configure())
+        await self._phase(Phase.PROVISIONING, self._provision(config))
+        registration = registration_for(config, self._options)
+        await self._phase(Phase.REGISTERING, self._register(registration))
+        self._supervision = Supervision(self._life, self._messenger, registration)
+        await self._supervision.run()
+
+    async def _phase(self, phase: Phase, work: Coroutine[Any, Any, _T]) -> _T:
+        """One phase's work, within its deadline, unless a request to stop comes first."""
+        task = asyncio.create_task(self._timed(phase, work, enter=True), name=phase)
+        stop = asyncio.create_task(self._life.stopping.requested.wait(), name="stop request")
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            await abandon(task)
+            raise _StoppedError
+        result = task.result()
+        if self._life.stopping.requested.is_set():
+            raise _StoppedError
+        return result
+
+    async def _timed(self, phase: Phase, work: Coroutine[Any, Any, _T], *, enter: bool = False) -> _T:
+        self._entered[phase] = asyncio.get_running_loop().time()
+        if enter:
+            await self._life.enter(phase)
+        return await within(phase_seconds(phase, self._life.limits), f"phase {phase}", work)
+
+    # BOOTING
+
+    async def _boot(self, refused: AgentError | None) -> None:
+        """Looks at the host, and at what an earlier agent left here."""
+        life = self._life
+        sample = await HostWatch(life).look()
+        remains, record = await inspect(life)
+        if remains is Remains.ALIVE and record is not None:
+            raise AgentAliveError(f"the agent with process ID {record.agent and record.agent.pid} works here")
+        if remains is Remains.UNFINISHED and record is not None:
+            self._inherited = observed_of(record)
+            adopt(life, record)
+            life.delivery.open(record.stream)
+            raise JobAlreadyRunError(
+                f"an earlier agent took job {record.job_id!r}, and died in phase {record.phase}"
+            )
+        jobs_run = () if record is None or remains is Remains.FOREIGN else record.jobs_run
+        await life.chronicle.save(
+            agent=life.ports.host_probe.own_process(),
+            booted_at=None if sample is None else sample.booted_at,
+            jobs_run=jobs_run,
+        )
+        if refused is not None:
+            raise refused
+
+    # CONFIGURING
+
+    async def _configure(self) -> JobConfig:
+        """Waits for the config, and takes the job on."""
+        loop = asyncio.get_running_loop()
+        begun, standby = loop.time(), self._life.limits.standby.total_seconds()
+        patience = f"for {self._life.limits.standby}"
+        told = False
+        while True:
+            try:
+                return self._take(await self._fetch(CALL_SECONDS))
+            except (ConfigAbsentError, ConfigUnavailableError, DeadlineError) as exc:
+                waited = loop.time() - begun
+                if waited >= standby:
+                    raise ConfigAbsentError(
+                        f"there was no config within {self._life.limits.standby}: {exc}"
+                    ) from exc
+                if not told:
+                    self._life.warn(f"no config yet, asked again {patience}: {exc}")
+                told = True
+                await asyncio.sleep(min(config_poll_delay(waited, self._life.rng), standby - waited))
+
+    async def _fetch(self, seconds: float) -> JobConfig:
+        return await within(seconds, "the config source", self._ports.config_source.fetch())
+
+    def _take(self, config: JobConfig) -> JobConfig:
+        """Makes the config's job this life's; from here on there is somebody to report to."""
+        life = self._life
+        jobs_run = life.record.jobs_run
+        if config.job_id in jobs_run:
+            raise JobAlreadyRunError(
+                f"{self._options.instance_id} has run job {config.job_id!r} already, and does not run it again"
+            )
+        life.chronicle.note(
+            job_id=config.job_id,
+            run_id=config.run_id,
+            repo=config.repo_path,
+            queue_url=config.termination_queue_url,
+            jobs_run=(*jobs_run, config.job_id)[-_JOBS_REMEMBERED:],
+        )
+        life.delivery.open(life.record.stream)
+        if config.max_runtime is not None:
+            life.limits = evolve(life.limits, max_runtime=config.max_runtime)
+        if is_token_expired(config, life.now()):
+            raise ConfigExpiredError(
+                f"the registration token is of {config.created_at}, and GitHub takes it for one hour only: "
+                "write a new config"
+            )
+        return config
+
+    async def _look_for_job(self) -> None:
+        """One last look at the config: the queue wants to know which job will not run."""
+        try:
+            self._take(await self._fetch(LAST_LOOK_SECONDS))
+        except Exception as exc:  # noqa: BLE001 - there may be none yet, or no way to it any more
+            self._life.warn(f"no job to report on: {exc}")
+
+    # PROVISIONING
+
+    async def _provision(self, config: JobConfig) -> None:
+        """Puts the verified runner into its root."""
+        store, version = self._ports.binary_store, config.runner_version or self._options.runner_version
+        arch, pinned = self._options.arch, config.runner_sha256
+        if pinned is not None and version != _LATEST:
+            release = Release(version=version, arch=arch, sha256=pinned)
+        else:
+            release = await store.resolve(ReleaseRequest(version=version, arch=arch))
+            release = release if pinned is None else evolve(release, sha256=pinned)
+        self._life.chronicle.note(runner_version=release.version)
+        await store.install(release, lambda done, total: self._life.emit(Downloading(done, total)))
+        await self._life.chronicle.save(installed=True)
+
+    # REGISTERING
+
+    async def _register(self, registration: Registration) -> None:
+        """A just-in-time config needs no registration: it is one."""
+        if registration.jit_config is None:
+            await self._ports.runner_process.register(registration)
+
+    # What is known at the end
+
+    def _observed(self) -> Observed:
+        if self._inherited is not None:
+            return self._inherited
+        life, record = self._life, self._life.record
+        return Observed(
+            stop=record.stop,
+            job_ran=record.started_at is not None,
+            job_result=record.job_result,
+            runner_exit_code=None if self._supervision is None else self._supervision.exit_code,
+            error=None if life.error is None else str(life.error),
+            error_phase=life.error_phase,
+        )
+
+    def _measured(self) -> dict[str, object]:
+        """How long the way to the runner's readiness took, in seconds; what was not reached is left out."""
+        at: dict[str, float | None] = dict(self._entered.items())
+        at["listening"] = None if self._supervision is None else self._supervision.listening_at
+        spans = {
+            "config": (Phase.CONFIGURING, Phase.PROVISIONING),
+            "runner": (Phase.PROVISIONING, Phase.REGISTERING),
+            "register": (Phase.REGISTERING, Phase.LISTENING),
+            "total": (Phase.BOOTING, Phase.LISTENING),
+        }
+        measured: dict[str, object] = {}
+        for name, (begin, end) in spans.items():
+            begun, ended = at.get(begin), at.get(end)
+            if begun is not None and ended is not None:
+                measured[f"bootstrap_{name}_seconds"] = round(ended - begun, 3)
+        return measured
+
+
+class _StoppedError(Exception):
+    """A request to stop came before the phase's work was done."""

@@ -1,0 +1,213 @@
+"""Every rule about time: pure functions and literal tables, in seconds of the event loop's clock.
+
+Nothing here waits. `lifecycle`, `supervision`, `ending` and `delivery` ask, and wait.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from random import Random
+from types import MappingProxyType
+from typing import Final
+
+from attrs import frozen
+
+from agent_core.model import JobConfig, Limits, StopReason, StopRequest
+from agent_core.phases import Phase
+
+__all__ = [
+    "CALL_SECONDS",
+    "DRAIN_SECONDS",
+    "DRAIN_STALL_SECONDS",
+    "HOST_SAMPLE_SECONDS",
+    "JOURNAL_SECONDS",
+    "KILL_SECONDS",
+    "LAST_LOOK_SECONDS",
+    "OUTPUT_END_SECONDS",
+    "SEND_SECONDS",
+    "STARTED_LEAVE_SECONDS",
+    "STARTED_SECONDS",
+    "TERMINATE_CALL_SECONDS",
+    "Backoff",
+    "Milestones",
+    "Watch",
+    "clean_seconds",
+    "config_poll_delay",
+    "grace_seconds",
+    "is_token_expired",
+    "next_watch",
+    "phase_seconds",
+    "restart_delay",
+]
+
+# Bounds of single waits
+
+CALL_SECONDS: Final = 15.0
+"""One call to a port that is tried again."""
+JOURNAL_SECONDS: Final = 1.0
+"""One save of the journal: a local disk that takes longer is as good as gone."""
+SEND_SECONDS: Final = 8.0
+"""The final message, with every try."""
+STARTED_SECONDS: Final = 60.0
+"""The `started` message, with every try."""
+STARTED_LEAVE_SECONDS: Final = 2.0
+"""How long the final message waits for the `started` one to go first."""
+DRAIN_STALL_SECONDS: Final = 3.0
+"""The end of the logs, as long as nothing moves."""
+DRAIN_SECONDS: Final = 60.0
+"""The end of the logs, as long as something moves."""
+OUTPUT_END_SECONDS: Final = 5.0
+"""From the death of the runner's last process to the end of its output."""
+KILL_SECONDS: Final = 10.0
+"""SIGKILL to every process of the runner, until none is left."""
+TERMINATE_CALL_SECONDS: Final = 10.0
+"""One request to terminate."""
+LAST_LOOK_SECONDS: Final = 3.0
+"""The look at the config of an agent that is stopped before it had one: the queue wants its job's ID."""
+HOST_SAMPLE_SECONDS: Final = 30.0
+"""Between two looks at disk and memory (design: every 30 s)."""
+
+_CLEAN_SECONDS: Final = 30.0
+_RESERVE_SECONDS: Final = 30.0
+"""What an ending needs after the runner has gone, when nothing goes well: drain, send, terminate, and
+the 15 s by which all is over before the machine is."""
+
+# Deadlines of phases
+
+_FIXED_SECONDS: Final[Mapping[Phase, float]] = MappingProxyType(
+    {
+        Phase.BOOTING: 10.0,  # a look at the host and at the journal; a stop waits for it
+        Phase.PROVISIONING: 900.0,  # 230 MB at 256 KB/s
+        Phase.REGISTERING: 120.0,  # config.sh takes some 5 s, and tries again by itself
+        Phase.TERMINATING: 60.0,
+    }
+)
+
+
+def phase_seconds(phase: Phase, limits: Limits) -> float:
+    """How long a phase may take that the lifecycle bounds as a whole.
+
+    LISTENING and RUNNING are bounded by `next_watch`, STOPPING by `grace_seconds` and `KILL_SECONDS`,
+    REPORTING by its two steps, CLEANING by `clean_seconds`.
+    """
+    if phase is Phase.CONFIGURING:
+        return limits.standby.total_seconds() + CALL_SECONDS
+    return _FIXED_SECONDS[phase]
+
+
+# Trying again
+
+
+@frozen(kw_only=True)
+class Backoff:
+    """Exponential backoff with full jitter over the upper half: d/2 … d, d = first * 2^n, at most `most`."""
+
+    first: float = 0.5
+    most: float = 8.0
+
+    def delay(self, attempt: int, rng: Random) -> float:
+        """Seconds to wait after the attempt of that number; the first is 0."""
+        whole = min(self.most, self.first * 2.0 ** min(attempt, 30))
+        return whole * (0.5 + rng.random() / 2)
+
+
+_POLL_FAST_FOR_SECONDS: Final = 30.0
+_POLL_FAST_SECONDS: Final = 2.0
+_POLL_SECONDS: Final = 5.0
+_POLL_JITTER: Final = 0.2
+
+
+def config_poll_delay(waited: float, rng: Random) -> float:
+    """Seconds to the next look for a config, after `waited` seconds without one.
+
+    Every 2 s for 30 s, then every 5 s, each ± 20 %: a fleet that boots at once does not ask at once.
+    """
+    period = _POLL_FAST_SECONDS if waited < _POLL_FAST_FOR_SECONDS else _POLL_SECONDS
+    return period * rng.uniform(1 - _POLL_JITTER, 1 + _POLL_JITTER)
+
+
+_RESTART_CODES: Final = frozenset({2, 3, 4})
+"""Runner.Listener: retryable error, updating, run-once updating."""
+_RESTARTS: Final = 5
+_RESTART_SECONDS: Final = 5.0
+
+
+def restart_delay(exit_code: int, restarts: int) -> float | None:
+    """Seconds to the next start of a runner that ended without a job; None: it is not started again."""
+    if exit_code not in _RESTART_CODES or restarts >= _RESTARTS:
+        return None
+    return _RESTART_SECONDS
+
+
+# Watching the runner
+
+_CONNECT_SECONDS: Final = 300.0
+"""From a start to "Listening for Jobs": the runner itself tries GitHub again for some minutes."""
+_EXIT_SECONDS: Final = 60.0
+"""From the job's completion to the runner's exit; it still uploads the job's last logs."""
+
+
+@frozen(kw_only=True)
+class Milestones:
+    """When a start of the runner came to which point, on the loop's clock."""
+
+    started: float
+    listening: float | None = None
+    running: float | None = None
+    completed: float | None = None
+
+
+@frozen(kw_only=True)
+class Watch:
+    """When to stop a runner that has come no further, and why."""
+
+    at: float
+    request: StopRequest
+
+
+def next_watch(milestones: Milestones, limits: Limits) -> Watch:
+    """The deadline that is in force now: there always is one."""
+    if milestones.completed is not None:
+        return _watch(milestones.completed, timedelta(seconds=_EXIT_SECONDS), StopReason.STALLED,
+                      "the runner did not end after its job had completed")  # fmt: skip
+    if milestones.running is not None:
+        return _watch(milestones.running, limits.max_runtime, StopReason.MAX_RUNTIME,
+                      "the job ran longer than its max runtime")  # fmt: skip
+    if milestones.listening is not None:
+        return _watch(milestones.listening, limits.idle, StopReason.IDLE, "no job came")
+    return _watch(milestones.started, timedelta(seconds=_CONNECT_SECONDS), StopReason.STALLED,
+                  "the runner did not begin to listen")  # fmt: skip
+
+
+def _watch(since: float, limit: timedelta, reason: StopReason, what: str) -> Watch:
+    return Watch(at=since + limit.total_seconds(), request=StopRequest(reason, f"{what} within {limit}"))
+
+
+# Ending
+
+
+def grace_seconds(limits: Limits, remaining: float | None) -> float:
+    """How long the runner may take to stop by itself, with `remaining` seconds to the machine's end."""
+    grace = limits.shutdown_grace.total_seconds()
+    if remaining is None:
+        return grace
+    return max(0.0, min(grace, remaining - _RESERVE_SECONDS))
+
+
+def clean_seconds(remaining: float | None) -> float:
+    """How long cleaning up may take; 0: it is skipped, since the machine's end is near."""
+    if remaining is None:
+        return _CLEAN_SECONDS
+    return max(0.0, min(_CLEAN_SECONDS, remaining - _RESERVE_SECONDS))
+
+
+# Tokens
+
+_TOKEN_LIFE: Final = timedelta(hours=1)
+"""GitHub: a registration token expires after one hour."""
+
+
+def is_token_expired(config: JobConfig, now: datetime) -> bool:
+    """Whether all that the config has to register with is a token that GitHub no longer takes."""
+    return (
+        config.jit_config is None and config.created_at is not None and now - config.created_at > _TOKEN_LIFE
+    )

@@ -1,0 +1,111 @@
+"""What an earlier agent left on this instance, and how a successor finishes it."""
+
+from collections.abc import Callable
+from datetime import datetime
+from enum import Enum
+from random import Random
+
+from attrs import asdict
+
+from agent_core import __version__
+from agent_core.deadline import within
+from agent_core.ending import Ending, Outcome
+from agent_core.events import Observer
+from agent_core.life import AgentOptions, Life
+from agent_core.messenger import Messenger
+from agent_core.model import JournalRecord
+from agent_core.phases import Phase
+from agent_core.policy import phase_seconds
+from agent_core.ports import HostProbe, Ports
+from agent_core.status import Observed
+
+__all__ = ["Remains", "inspect", "observed_of", "reap"]
+
+
+class Remains(Enum):
+    """What the journal tells of an earlier life."""
+
+    NONE = "there was none"
+    FOREIGN = "it was another instance's: the machine image was made from a used one"
+    ENDED = "it ended in order"
+    JOBLESS = "it died before it had a job"
+    UNFINISHED = "it died with a job"
+    ALIVE = "it is still alive"
+
+
+def judge(record: JournalRecord | None, instance_id: str, host: HostProbe) -> Remains:
+    """What there is to do after the life that the record tells of."""
+    if record is None:
+        return Remains.NONE
+    if record.instance_id != instance_id:
+        return Remains.FOREIGN
+    if record.terminated:
+        return Remains.ENDED
+    if record.agent is not None and record.agent != host.own_process() and host.is_alive(record.agent):
+        return Remains.ALIVE
+    return Remains.JOBLESS if record.job_id is None else Remains.UNFINISHED
+
+
+async def inspect(life: Life) -> tuple[Remains, JournalRecord | None]:
+    """Reads the journal; unless the earlier agent is alive, it is this life's from here on.
+
+    Raises:
+        JournalError: it cannot be read, or not be understood.
+        DeadlineError: it cannot be read in time.
+    """
+    seconds = phase_seconds(Phase.BOOTING, life.limits)
+    record = await within(seconds, "the journal", life.ports.journal.load())
+    remains = judge(record, life.options.instance_id, life.ports.host_probe)
+    if remains is Remains.FOREIGN and record is not None:
+        life.warn(f"the journal is of {record.instance_id}, not of this instance; it is not read on")
+    if remains is not Remains.ALIVE:
+        life.chronicle.allow()
+    return remains, record
+
+
+def adopt(life: Life, record: JournalRecord) -> None:
+    """Goes on with an earlier life's record as its successor."""
+    life.chronicle.note(
+        **asdict(record, recurse=False)
+        | {"agent": life.ports.host_probe.own_process(), "agent_version": __version__}
+    )
+
+
+def observed_of(record: JournalRecord) -> Observed:
+    """What a successor knows of how the earlier life went."""
+    return Observed(
+        stop=record.stop,
+        job_ran=record.started_at is not None,
+        job_result=record.job_result,
+        error=f"the agent died in phase {record.phase}",
+        error_phase=record.phase,
+    )
+
+
+async def reap(
+    options: AgentOptions,
+    ports: Ports,
+    *,
+    now: Callable[[], datetime],
+    rng: Random,
+    observer: Observer,
+) -> Outcome | None:
+    """Finishes what a dead agent left: kills its runner, sends its final message, terminates.
+
+    Safe to call again, at once, and beside a live agent. None: there is nothing to finish.
+    """
+    life = Life(options, ports, now=now, rng=rng, observer=observer)
+    observed = Observed(error="the agent died before it wrote a journal")
+    try:
+        remains, record = await inspect(life)
+    except Exception as exc:  # noqa: BLE001 - without a journal there is still an instance to end
+        life.fail(exc)
+    else:
+        if remains in {Remains.ENDED, Remains.ALIVE}:
+            return None
+        if remains in {Remains.JOBLESS, Remains.UNFINISHED} and record is not None:
+            observed = observed_of(record)
+            adopt(life, record)
+            if record.job_id is not None:
+                life.delivery.open(record.stream)
+    return await Ending(life, Messenger(life)).run(observed, {})
