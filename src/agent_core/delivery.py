@@ -86,7 +86,6 @@ class LogDelivery:
         self._waiting: deque[tuple[LogEvent, int]] = deque()
         self._waiting_bytes = 0
         self._last_timestamp_ms = 0
-        self._oldest_since: float | None = None
         self._some, self._ripe, self._closing = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._closed = self._denied = False
         self._backoff = Backoff(first=0.5, most=10.0)
@@ -161,8 +160,6 @@ class LogDelivery:
             self._spool_event(event)
         else:
             self._append(event, size + EVENT_OVERHEAD_BYTES)
-        if self._oldest_since is None:
-            self._oldest_since = asyncio.get_running_loop().time()
         self._some.set()
 
     def _append(self, event: LogEvent, size: int) -> None:
@@ -195,9 +192,7 @@ class LogDelivery:
     async def _deliver_to(self, stream: str) -> None:
         while True:
             await self._some.wait()
-            if not self._closing.is_set() and self._oldest_since is not None:
-                age = asyncio.get_running_loop().time() - self._oldest_since
-                await wait_until_set(self._ripe, BATCH_SECONDS - age)
+            await wait_until_set(self._ripe, BATCH_SECONDS)
             await self._deliver_waiting(stream)
             if self._closing.is_set():
                 return
@@ -210,13 +205,8 @@ class LogDelivery:
             self._unspool()
             if not (self._closing.is_set() or self._ripe.is_set()):
                 break
-        if self._waiting:
-            self._oldest_since = asyncio.get_running_loop().time()
-        else:
+        if not self._waiting:
             self._some.clear()
-            self._oldest_since = None
-        if self._closing.is_set():
-            self._some.set()
 
     def _next_batch(self) -> list[LogEvent]:
         """Takes the longest batch that keeps every limit."""

@@ -197,7 +197,7 @@ class Agent:
         jobs_run = life.record.jobs_run
         if config.job_id in jobs_run:
             raise JobAlreadyRunError(
-                f"{self._options.instance_id} has run job {config.job_id!r} already, and does not run it again"
+                f"job {config.job_id!r} has already run on {self._options.instance_id}: it does not run again"
             )
         life.chronicle.note(
             job_id=config.job_id,
@@ -207,6 +207,8 @@ class Agent:
             jobs_run=(*jobs_run, config.job_id)[-_JOBS_REMEMBERED:],
         )
         life.delivery.open(life.record.stream)
+        if config.unknown_keys:
+            life.warn(f"the config has keys that mean nothing here: {', '.join(config.unknown_keys)}")
         if config.max_runtime is not None:
             life.limits = evolve(life.limits, max_runtime=config.max_runtime)
         if is_token_expired(config, life.now()):

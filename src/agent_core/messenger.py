@@ -49,8 +49,7 @@ class Messenger:
             self._life.warn(f"the message {message.status} was not sent: {exc}")
             return False
         self._life.emit(MessageSent(message))
-        confirmed = self._life.record.confirmed | {message.message_id}
-        await self._life.chronicle.save(confirmed=confirmed)
+        await self._life.chronicle.save(confirmed=(*self._life.record.confirmed, message.message_id))
         return True
 
     async def _try(self, message: StatusMessage) -> None:

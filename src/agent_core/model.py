@@ -1,5 +1,6 @@
 """The values that pass between the core and its ports; all of them are frozen, and none shows a secret."""
 
+import re
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -28,6 +29,9 @@ __all__ = [
     "StopReason",
     "StopRequest",
 ]
+
+_UNFIT_FOR_NAMES: Final = re.compile(r"[^\w.#-]|^\.+", re.ASCII)
+_NAME_LENGTH: Final = 200
 
 UNKNOWN_JOB: Final = "unknown-job"
 """Stands for the ID of a job that has none, in names of streams and keys."""
@@ -86,6 +90,8 @@ class JobConfig:
     runner_sha256: str | None = None
     """64 hex digits, lower case: pins the digest of the runner's tarball."""
     max_runtime_minutes: int | None = None
+    unknown_keys: tuple[str, ...] = ()
+    """What else stood there; it is named in the log, and ignored."""
 
     @property
     def repo_path(self) -> str:
@@ -327,12 +333,13 @@ class JournalRecord:
     """What stopped the runner; None as long as nothing has, and when it ended before anything did."""
     final: StatusMessage | None = None
     """The final message, written here before it is first sent."""
-    confirmed: frozenset[str] = frozenset()
+    confirmed: tuple[str, ...] = ()
     """The IDs of the messages that the queue has taken."""
     terminated: bool = False
     """The request to terminate was accepted."""
 
     @property
     def stream(self) -> str:
-        """The name of the job's log stream."""
-        return f"{self.instance_id}/{self.job_id or UNKNOWN_JOB}"
+        """The name of the job's log stream: no character that CloudWatch Logs or a file system refuses."""
+        job = _UNFIT_FOR_NAMES.sub("_", self.job_id or UNKNOWN_JOB)[:_NAME_LENGTH]
+        return f"{self.instance_id}/{job}"
