@@ -16,12 +16,27 @@ from attrs import evolve, fields
 from cattrs import Converter, transform_error
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from agent_core.errors import ConfigAbsentError, ConfigMalformedError, JournalDamagedError
+from agent_core.errors import (
+    ConfigAbsentError,
+    ConfigMalformedError,
+    JournalDamagedError,
+    MessageRefusedError,
+)
 from agent_core.model import JobConfig, JournalRecord, Secret, StatusMessage
 from agent_core.registration import RUNNER_NAME_LENGTH
 
-__all__ = ["journal_from_json", "journal_to_json", "message_from_json", "message_to_json", "parse_config"]
+__all__ = [
+    "MESSAGE_BYTES",
+    "checked_message",
+    "journal_from_json",
+    "journal_to_json",
+    "message_from_json",
+    "message_to_json",
+    "parse_config",
+]
 
+MESSAGE_BYTES: Final = 262_144
+"""SQS: 256 KiB a message."""
 _JOURNAL_VERSION: Final = 1
 _INFLATED_BYTES: Final = 2**20
 """A compressed JIT config inflates to no more (wire contract)."""
@@ -236,6 +251,18 @@ def _explain(exc: BaseException, _type: object) -> str:
 def message_to_json(message: StatusMessage) -> str:
     """The message as it is sent: one line of ASCII; what is not known is left out."""
     return json.dumps(_CONVERTER.unstructure(message))
+
+
+def checked_message(message: StatusMessage) -> str:
+    """The message as it is sent, within the queue's limit.
+
+    Raises:
+        MessageRefusedError: it has more than SQS's 262,144 bytes.
+    """
+    text = message_to_json(message)
+    if len(text) > MESSAGE_BYTES:
+        raise MessageRefusedError(f"the message has {len(text)} bytes: {MESSAGE_BYTES} at most")
+    return text
 
 
 def message_from_json(text: str) -> StatusMessage:

@@ -39,11 +39,11 @@ class Chronicle:
         self.record = evolve(self.record, **changes)
         self.dirty.set()
 
-    async def save(self, **changes: Any) -> None:
-        """Changes the record and writes it, if the journal lets it within its bound."""
+    async def save(self, **changes: Any) -> bool:
+        """Changes the record and writes it, within a bound; whether the journal has it."""
         self.note(**changes)
         if not self._allowed:
-            return
+            return False
         patience = JOURNAL_SECONDS / 10 if self._failing else JOURNAL_SECONDS
         try:
             await within(patience, "the journal", self._write())
@@ -51,8 +51,10 @@ class Chronicle:
             if not self._failing:
                 self._warn(f"the journal is not up to date: {exc}")
             self._failing = True
+            self.dirty.set()
         else:
             self._failing = False
+        return not self._failing
 
     async def _write(self) -> None:
         # One at a time, and always the newest: an older record never overwrites a newer one.

@@ -6,8 +6,9 @@ the spool. What becomes of each is counted.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import pairwise
 from random import Random
 from typing import Final
 
@@ -30,6 +31,7 @@ __all__ = [
     "EVENT_OVERHEAD_BYTES",
     "EVENT_TEXT_BYTES",
     "LogDelivery",
+    "check_batch",
     "event_bytes",
 ]
 
@@ -56,6 +58,27 @@ _MAX_UTF8_BYTES: Final = 4
 def event_bytes(event: LogEvent) -> int:
     """What the event counts for in its batch."""
     return len(event.text.encode()) + EVENT_OVERHEAD_BYTES
+
+
+def check_batch(events: Sequence[LogEvent]) -> None:
+    """Holds a batch against every limit of PutLogEvents.
+
+    Raises:
+        BatchRefusedError: it breaks one; the text says which.
+    """
+    if not 1 <= len(events) <= BATCH_EVENTS:
+        raise BatchRefusedError(f"{len(events)} events: a batch has 1 to {BATCH_EVENTS}")
+    sizes = [event_bytes(event) for event in events]
+    if sum(sizes) > BATCH_BYTES:
+        raise BatchRefusedError(f"{sum(sizes)} bytes: a batch has {BATCH_BYTES} at most")
+    if max(sizes) > EVENT_TEXT_BYTES + EVENT_OVERHEAD_BYTES:
+        raise BatchRefusedError(f"{max(sizes)} bytes: an event's text has {EVENT_TEXT_BYTES} at most")
+    if min(sizes) == EVENT_OVERHEAD_BYTES:
+        raise BatchRefusedError("an event is empty")
+    if any(later.timestamp_ms < earlier.timestamp_ms for earlier, later in pairwise(events)):
+        raise BatchRefusedError("the events are not in chronological order")
+    if events[-1].timestamp_ms - events[0].timestamp_ms > BATCH_SPAN_MS:
+        raise BatchRefusedError("the events span more than 24 hours")
 
 
 class LogDelivery:

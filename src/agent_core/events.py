@@ -23,7 +23,6 @@ __all__ = [
     "StopRequested",
     "TerminationRequested",
     "Warned",
-    "is_for_people",
 ]
 
 
@@ -171,8 +170,3 @@ Event = (
 
 Observer = Callable[[Event], None]
 """Told of each event as it happens, on the loop's thread; must return at once."""
-
-
-def is_for_people(event: Event) -> bool:
-    """Whether the event belongs into the job's log stream beside the runner's output."""
-    return not isinstance(event, Printed | Downloading)

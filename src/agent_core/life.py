@@ -12,8 +12,17 @@ from agent_core import __version__
 from agent_core.chronicle import Chronicle
 from agent_core.delivery import LogDelivery
 from agent_core.errors import AgentError, AgentFaultError
-from agent_core.events import Event, Failed, Observer, PhaseEntered, StopRequested, Warned, is_for_people
-from agent_core.model import JournalRecord, Limits, StopReason, StopRequest
+from agent_core.events import (
+    Downloading,
+    Event,
+    Failed,
+    Observer,
+    PhaseEntered,
+    Printed,
+    StopRequested,
+    Warned,
+)
+from agent_core.model import JournalRecord, Limits, OutputLine, StopReason, StopRequest
 from agent_core.phases import TRANSITIONS, Phase
 from agent_core.ports import Ports
 
@@ -94,9 +103,14 @@ class Life:
         except Exception as exc:  # noqa: BLE001 - an observer is a bystander: a closed terminal ends no job
             self._observer = _nobody
             self.delivery.write(f"runs-fleet-agent: no longer observed: {exc!r}")
-        if is_for_people(event):
+        if not isinstance(event, Printed | Downloading):
             for line in str(event).splitlines():
                 self.delivery.write(f"runs-fleet-agent: {line}")
+
+    def print(self, line: OutputLine) -> None:
+        """Passes on what the runner printed."""
+        self.emit(Printed(line))
+        self.delivery.write(line.text)
 
     def warn(self, text: str) -> None:
         self.emit(Warned(text))

@@ -19,7 +19,7 @@ from agent_core.errors import (
     DeadlineError,
     JobAlreadyRunError,
 )
-from agent_core.events import Downloading, Observer
+from agent_core.events import Downloading, Observer, PhaseEntered
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
 from agent_core.model import JobConfig, Registration, Release, ReleaseRequest, StopReason, StopRequest
@@ -113,6 +113,7 @@ class Agent:
 
     async def _work(self, refused: AgentError | None) -> None:
         """BOOTING to STOPPING."""
+        self._life.emit(PhaseEntered(Phase.BOOTING))
         await self._timed(Phase.BOOTING, self._boot(refused))
         config = await self._phase(Phase.CONFIGURING, self._configure())
         await self._phase(Phase.PROVISIONING, self._provision(config))
@@ -245,7 +246,7 @@ class Agent:
     async def _register(self, registration: Registration) -> None:
         """A just-in-time config needs no registration: it is one."""
         if registration.jit_config is None:
-            await self._ports.runner_process.register(registration)
+            await self._ports.runner_process.register(registration, self._life.print)
 
     # What is known at the end
 

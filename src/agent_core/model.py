@@ -164,11 +164,11 @@ class OutputLine:
 
 @frozen(order=True)
 class ProcessId:
-    """A process that cannot be mistaken for a later one of the same number."""
+    """A process that cannot be mistaken for a later one of the same number, within one boot."""
 
     pid: int
     started: float
-    """Seconds since the epoch, as the kernel accounts it."""
+    """Seconds from the host's boot, as the kernel accounts it: what tells it from a later process."""
 
 
 class JobResult(StrEnum):

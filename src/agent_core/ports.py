@@ -35,11 +35,16 @@ __all__ = [
     "Ports",
     "Progress",
     "RunnerProcess",
+    "Say",
     "Terminator",
 ]
 
 Progress = Callable[[int, int | None], None]
 """Told the bytes done so far, and the bytes in all where they are known; on the loop's thread."""
+
+
+Say = Callable[[OutputLine], None]
+"""Told what a process prints; on the loop's thread."""
 
 
 @runtime_checkable
@@ -85,8 +90,12 @@ class BinaryStore(Protocol):
 class RunnerProcess(Protocol):
     """The runner in its root: registered, started (again), watched, stopped, removed."""
 
-    async def register(self, registration: Registration) -> None:
+    async def register(self, registration: Registration, say: Say) -> None:
         """Introduces the runner to GitHub with `registration.token`, as ephemeral.
+
+        Args:
+            registration: has a token.
+            say: told what the runner prints meanwhile.
 
         Raises:
             RegistrationRefusedError: the runner or GitHub said no.

@@ -10,7 +10,7 @@ from agent_core.console import Completed, Connected, Console, ConsoleEvent, List
 from agent_core.deadline import abandon, wait_until_set, within
 from agent_core.ending import leave_no_process
 from agent_core.errors import DeadlineError, HostUnavailableError, RunnerError
-from agent_core.events import JobCompleted, JobStarted, Printed, RunnerRestarting
+from agent_core.events import JobCompleted, JobStarted, RunnerRestarting
 from agent_core.life import Life
 from agent_core.messenger import Messenger
 from agent_core.model import HostSample, Registration, Secret, StopReason, StopRequest
@@ -18,6 +18,7 @@ from agent_core.phases import Phase
 from agent_core.policy import (
     CALL_SECONDS,
     HOST_SAMPLE_SECONDS,
+    JOURNAL_SECONDS,
     OUTPUT_END_SECONDS,
     Milestones,
     grace_seconds,
@@ -152,7 +153,8 @@ class Supervision:
 
     async def _register(self) -> None:
         seconds = phase_seconds(Phase.REGISTERING, self._life.limits)
-        await within(seconds, "registering", self._runner.register(self._registration))
+        registering = self._runner.register(self._registration, self._life.print)
+        await within(seconds, "registering", registering)
 
     async def _wait(self) -> int:
         return await self._runner.wait()
@@ -171,7 +173,7 @@ class Supervision:
     async def _read(self) -> None:
         console = Console()
         async for line in self._runner.output():
-            self._life.emit(Printed(line))
+            self._life.print(line)
             if (event := console.feed(line)) is not None:
                 self._take(event)
 
@@ -216,7 +218,8 @@ class Supervision:
     async def _keep_journal(self) -> None:
         while True:
             await self._life.chronicle.dirty.wait()
-            await self._life.chronicle.save()
+            if not await self._life.chronicle.save():
+                await asyncio.sleep(JOURNAL_SECONDS)
 
     # Stopping
 

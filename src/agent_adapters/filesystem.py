@@ -1,0 +1,388 @@
+"""The world as files, for the profile `local`: what would go to a cloud stands under one folder.
+
+`notifications.jsonl`, `terminations.jsonl`, `logs/{instance_id}/{job_id}.log`. The journal and the log
+spool are files in every profile.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from agent_adapters.archive import unpack
+from agent_adapters.threads import Lane
+from agent_adapters.wire import checked_message, journal_from_json, journal_to_json, parse_config
+from agent_core.delivery import check_batch
+from agent_core.errors import (
+    BinaryUnavailableError,
+    ConfigAbsentError,
+    ConfigDeniedError,
+    ConfigUnavailableError,
+    JournalUnavailableError,
+    LogSinkDeniedError,
+    LogSinkUnavailableError,
+    NotifierDeniedError,
+    NotifierUnavailableError,
+    SpoolError,
+    TerminatorDeniedError,
+    TerminatorUnavailableError,
+)
+from agent_core.model import JobConfig, JournalRecord, LogEvent, Release, ReleaseRequest, StatusMessage
+from agent_core.ports import (
+    BinaryStore,
+    ConfigSource,
+    Journal,
+    LogSink,
+    LogSpool,
+    Notifier,
+    Progress,
+    Terminator,
+)
+
+__all__ = [
+    "FileBinaryStore",
+    "FileConfigSource",
+    "FileJournal",
+    "FileLogSink",
+    "FileLogSpool",
+    "FileNotifier",
+    "FileTerminator",
+]
+
+_CHUNK_BYTES: Final = 1024 * 1024
+_SPOOL_BYTES: Final = 2**30
+_PRIVATE: Final = 0o600
+_PUBLIC: Final = 0o644
+
+# What comes in
+
+
+class FileConfigSource(ConfigSource):
+    """The config in a JSON file; the file may come later."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lane = Lane("config", ConfigUnavailableError)
+
+    async def fetch(self) -> JobConfig:
+        return parse_config(await self._lane.run(self._read))
+
+    def _read(self) -> str:
+        try:
+            return self._path.read_text("utf-8", "replace")
+        except FileNotFoundError as exc:
+            raise ConfigAbsentError(f"{self._path}: no such file") from exc
+        except PermissionError as exc:
+            raise ConfigDeniedError(f"{self._path}: may not be read") from exc
+        except OSError as exc:
+            raise ConfigUnavailableError(f"{self._path}: {exc.strerror}") from exc
+
+
+_ARCHIVE_NAME: Final = re.compile(
+    r"actions-runner-linux-(?P<arch>x64|arm64)-(?P<version>2\.\d+\.\d+)\.tar\.gz"
+)
+
+
+class FileBinaryStore(BinaryStore):
+    """Runner tarballs in a folder, or a single one.
+
+    Names tell versions: `actions-runner-linux-{x64,arm64}-{version}.tar.gz`; a single file of another name
+    is taken for whatever is wanted. A digest is trusted from `{file}.sha256` beside the file (as sha256sum
+    writes it); without one it is the file's own, since the operator named the file.
+
+    Args:
+        path: the folder or the file.
+        root: the runner's root, into which it is unpacked.
+    """
+
+    def __init__(self, path: Path, root: Path) -> None:
+        self._path, self._root = path, root
+        self._lane = Lane("runner archives", BinaryUnavailableError)
+
+    async def resolve(self, request: ReleaseRequest) -> Release:
+        return await self._lane.run(partial(self._resolve, request))
+
+    async def install(self, release: Release, progress: Progress) -> None:
+        loop = asyncio.get_running_loop()
+
+        def report(done: int, total: int) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+                loop.call_soon_threadsafe(progress, done, total)
+
+        def install(cancelled: Callable[[], bool]) -> None:
+            file, _ = self._find(release.version, release.arch)
+            unpack(_chunks(file, report), sha256=release.sha256, root=self._root, cancelled=cancelled)
+
+        await self._lane.run_cancellable(install)
+
+    def _resolve(self, request: ReleaseRequest) -> Release:
+        file, version = self._find(request.version, request.arch)
+        return Release(version=version, arch=request.arch, sha256=_trusted_digest(file))
+
+    def _find(self, version: str, arch: str) -> tuple[Path, str]:
+        """The file of that version, and its number."""
+        if self._path.is_file() and _ARCHIVE_NAME.fullmatch(self._path.name) is None:
+            return self._path, version
+        files = [self._path] if self._path.is_file() else sorted(self._path.glob("*.tar.gz"))
+        named = [(file, match) for file in files if (match := _ARCHIVE_NAME.fullmatch(file.name))]
+        fitting = [(file, match["version"]) for file, match in named if match["arch"] == arch]
+        wanted = [found for found in fitting if version in {"latest", found[1]}]
+        if not wanted:
+            there = ", ".join(file.name for file in files) or "no archive"
+            raise BinaryUnavailableError(f"{self._path}: no runner {version} for {arch}; there is {there}")
+        return max(wanted, key=lambda found: [int(part) for part in found[1].split(".")])
+
+
+def _trusted_digest(file: Path) -> str:
+    beside = file.with_name(f"{file.name}.sha256")
+    try:
+        if beside.exists():
+            return beside.read_text("ascii", "replace").split(maxsplit=1)[0].lower()
+        digest = hashlib.sha256()
+        for chunk in _chunks(file, lambda _done, _total: None):
+            digest.update(chunk)
+    except (OSError, IndexError) as exc:
+        raise BinaryUnavailableError(f"{file}: the digest cannot be read: {exc}") from exc
+    return digest.hexdigest()
+
+
+def _chunks(file: Path, report: Callable[[int, int], None]) -> Iterator[bytes]:
+    try:
+        with file.open("rb") as stream:
+            total, done = os.fstat(stream.fileno()).st_size, 0
+            while chunk := stream.read(_CHUNK_BYTES):
+                done += len(chunk)
+                yield chunk
+                report(done, total)
+    except OSError as exc:
+        raise BinaryUnavailableError(f"{file}: {exc.strerror}") from exc
+
+
+# What goes out
+
+
+class FileLogSink(LogSink):
+    """A file for each stream, one line an event."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lane = Lane("log files", LogSinkUnavailableError)
+
+    def path(self, stream: str) -> Path:
+        """The stream's file."""
+        return self._folder / f"{stream}.log"
+
+    async def put(self, stream: str, events: Sequence[LogEvent]) -> int:
+        check_batch(events)
+        text = "".join(f"{event.text}\n" for event in events)
+        await self._lane.run(partial(self._append, self.path(stream), text))
+        return 0
+
+    def _append(self, path: Path, text: str) -> None:
+        if ".." in path.parts:
+            raise LogSinkDeniedError(f"{path}: the stream's name leads out of the folder")
+        try:
+            _append(path, text)
+        except (PermissionError, NotADirectoryError) as exc:
+            raise LogSinkDeniedError(f"{path}: {exc.strerror}") from exc
+        except OSError as exc:
+            raise LogSinkUnavailableError(f"{path}: {exc.strerror}") from exc
+
+
+class FileNotifier(Notifier):
+    """A file of messages, one JSON object a line; the queue that a message names is not looked at."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lane = Lane("messages", NotifierUnavailableError)
+
+    async def send(self, message: StatusMessage, queue_url: str | None) -> None:  # noqa: ARG002
+        text = checked_message(message)
+        await self._lane.run(partial(self._append, f"{text}\n"))
+
+    def _append(self, line: str) -> None:
+        try:
+            _append(self._path, line)
+        except (PermissionError, NotADirectoryError) as exc:
+            raise NotifierDeniedError(f"{self._path}: {exc.strerror}") from exc
+        except OSError as exc:
+            raise NotifierUnavailableError(f"{self._path}: {exc.strerror}") from exc
+
+
+class FileTerminator(Terminator):
+    """A file of requests to terminate, one JSON object a line; nothing is switched off."""
+
+    def __init__(self, path: Path, now: Callable[[], datetime]) -> None:
+        self._path, self._now = path, now
+        self._lane = Lane("terminations", TerminatorUnavailableError)
+
+    async def terminate(self, instance_id: str) -> None:
+        request = {"instance_id": instance_id, "requested_at": self._now().isoformat()}
+        await self._lane.run(partial(self._append, f"{json.dumps(request)}\n"))
+
+    def _append(self, line: str) -> None:
+        try:
+            _append(self._path, line)
+        except (PermissionError, NotADirectoryError) as exc:
+            raise TerminatorDeniedError(f"{self._path}: {exc.strerror}") from exc
+        except OSError as exc:
+            raise TerminatorUnavailableError(f"{self._path}: {exc.strerror}") from exc
+
+
+def _append(path: Path, text: str) -> None:
+    """Appends all of the text or nothing, and returns when it would survive a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _PUBLIC)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            _write_all(descriptor, text)
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, text: str) -> None:
+    data = memoryview(text.encode("utf-8", "backslashreplace"))
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+# What stays
+
+
+class FileJournal(Journal):
+    """The journal in a file of mode 0600, replaced whole and synced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lane = Lane("journal", JournalUnavailableError)
+
+    async def load(self) -> JournalRecord | None:
+        text = await self._lane.run(self._read)
+        return None if text is None else journal_from_json(text)
+
+    async def save(self, record: JournalRecord) -> None:
+        await self._lane.run(partial(self._replace, journal_to_json(record)))
+
+    def _read(self) -> str | None:
+        try:
+            return self._path.read_text("utf-8", "replace")
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise JournalUnavailableError(f"{self._path}: {exc.strerror}") from exc
+
+    def _replace(self, text: str) -> None:
+        new = self._path.with_name(f"{self._path.name}.new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(new, flags, _PRIVATE)
+            try:
+                _write_all(descriptor, text)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            new.replace(self._path)
+            _sync_folder(self._path.parent)
+        except OSError as exc:
+            raise JournalUnavailableError(f"{self._path}: {exc.strerror}") from exc
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in the folder survive a crash."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FileLogSpool(LogSpool):
+    """A file of mode 0600 that is read from its front and written at its end, and emptied when read.
+
+    It begins empty: what an earlier life left in it is gone.
+
+    Args:
+        path: the file; made when it is first needed.
+        max_bytes: how large it may grow.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = _SPOOL_BYTES) -> None:
+        self._path, self._max_bytes = path, max_bytes
+        self._count = self._read_from = self._size = 0
+        self._descriptor: int | None = None
+
+    def push(self, events: Sequence[LogEvent]) -> None:
+        lines = "".join(f"{json.dumps([event.timestamp_ms, event.text])}\n" for event in events)
+        if self._size + len(lines) > self._max_bytes:
+            raise SpoolError(f"{self._path}: the spool holds {self._max_bytes} bytes at most")
+        try:
+            descriptor = self._open()
+            try:
+                _write_all(descriptor, lines)
+            except OSError:
+                os.ftruncate(descriptor, self._size)
+                raise
+        except OSError as exc:
+            raise SpoolError(f"{self._path}: {exc.strerror}") from exc
+        self._size += len(lines)
+        self._count += len(events)
+
+    def pop(self, max_bytes: int) -> list[LogEvent]:
+        if self._count == 0:
+            return []
+        popped: list[LogEvent] = []
+        total = 0
+        try:
+            for line in self._lines():
+                event = LogEvent(*json.loads(line))
+                total += len(event.text.encode())
+                if popped and total > max_bytes:
+                    break
+                popped.append(event)
+                self._read_from += len(line)
+            self._count -= len(popped)
+            if self._count == 0:
+                self._empty()
+        except (OSError, ValueError, TypeError) as exc:
+            self._count = 0
+            raise SpoolError(f"{self._path}: {exc}") from exc
+        return popped
+
+    def __len__(self) -> int:
+        return self._count
+
+    def close(self) -> None:
+        """Removes the file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            self._path.unlink(missing_ok=True)
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, _PRIVATE)
+        return self._descriptor
+
+    def _lines(self) -> Iterator[bytes]:
+        with self._path.open("rb") as stream:
+            stream.seek(self._read_from)
+            yield from stream
+
+    def _empty(self) -> None:
+        os.ftruncate(self._open(), 0)
+        self._read_from = self._size = 0

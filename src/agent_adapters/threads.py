@@ -1,0 +1,70 @@
+"""Blocking calls, off the event loop: files and vendor libraries block, and some of them for ever.
+
+There is no pool that calls could queue up in: behind calls that hang, the request to terminate would hang
+too. Each adapter has a lane of its own instead, and a thread that hangs does not keep the process alive.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+from agent_core.errors import AgentError
+
+__all__ = ["Lane"]
+
+_T = TypeVar("_T")
+
+
+class Lane:
+    """One call at a time; while one hangs, the next ones fail at once.
+
+    Args:
+        name: of the adapter, for the names of threads.
+        busy: makes the error of a call that finds the lane taken.
+    """
+
+    def __init__(self, name: str, busy: Callable[[str], AgentError]) -> None:
+        self._name, self._busy = name, busy
+        self._taken = threading.Lock()
+
+    async def run(self, function: Callable[[], _T]) -> _T:
+        """The function's result. A cancelled call goes on by itself, and keeps the lane taken."""
+        return await asyncio.wrap_future(self._begin(function))
+
+    async def run_cancellable(self, function: Callable[[Callable[[], bool]], _T]) -> _T:
+        """The result of a long function, which is given a question to ask often: has it been cancelled?
+
+        A cancellation is passed on when the function has ended, so that it leaves nothing half done.
+        """
+        cancelled = threading.Event()
+        future = asyncio.wrap_future(self._begin(lambda: function(cancelled.is_set)))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            cancelled.set()
+            await asyncio.wait({future})
+            if not future.cancelled():
+                future.exception()
+            raise
+
+    def _begin(self, function: Callable[[], _T]) -> Future[_T]:
+        if not self._taken.acquire(blocking=False):
+            raise self._busy(f"{self._name}: the call before has not ended")
+        future: Future[_T] = Future()
+
+        def work() -> None:
+            try:
+                settle = partial(future.set_result, function())
+            except BaseException as exc:  # noqa: BLE001 - raised where the result is awaited
+                settle = partial(future.set_exception, exc)
+            self._taken.release()
+            # Nobody may be left to take the outcome: the call was cancelled, or its loop is closed.
+            with suppress(InvalidStateError, RuntimeError):
+                settle()
+
+        threading.Thread(target=work, name=self._name, daemon=True).start()
+        return future
