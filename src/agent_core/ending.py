@@ -11,7 +11,7 @@ from agent_core.errors import AgentError, RunnerError, TerminatorError, Terminat
 from agent_core.events import Killed, LogsDrained, TerminationRequested
 from agent_core.life import Life
 from agent_core.messenger import Messenger
-from agent_core.model import LogStats, ProcessId, StatusMessage
+from agent_core.model import JournalRecord, LogStats, ProcessId, StatusMessage
 from agent_core.phases import Phase
 from agent_core.policy import (
     DRAIN_SECONDS,
@@ -31,17 +31,33 @@ __all__ = ["Ending", "Outcome", "leave_no_process"]
 class Outcome:
     """How a life ended."""
 
-    message: StatusMessage | None
-    """The final message; None where there was no job to speak of."""
-    confirmed: bool
-    """The queue has the final message."""
-    terminated: bool
-    """The request to terminate was accepted."""
+    record: JournalRecord
+    """All that a successor would know."""
     logs: LogStats
     error: AgentError | None = None
     """What kept the job from its own end: bad config, a refusal, a fault."""
     terminate_error: TerminatorError | None = None
     """Why the last request to terminate was not accepted."""
+
+    @property
+    def message(self) -> StatusMessage | None:
+        """The final message; None where there was no job to speak of."""
+        return self.record.final
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the queue has the final message."""
+        return self.message is not None and self.message.message_id in self.record.confirmed
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the request to terminate was accepted."""
+        return self.record.terminated
+
+    @property
+    def stream(self) -> str | None:
+        """The job's log stream."""
+        return None if self.record.job_id is None else self.record.stream
 
 
 async def leave_no_process(life: Life, known: Sequence[ProcessId] = ()) -> None:
@@ -85,11 +101,8 @@ class Ending:
             await self._step(self._clean())
         await self._step(life.enter(Phase.TERMINATING))
         await self._step(self._terminate())
-        record = life.record
         return Outcome(
-            message=record.final,
-            confirmed=record.final is not None and record.final.message_id in record.confirmed,
-            terminated=record.terminated,
+            record=life.record,
             logs=life.delivery.stats,
             error=life.error,
             terminate_error=self._terminate_error,

@@ -13,6 +13,7 @@ __all__ = [
     "Failed",
     "JobCompleted",
     "JobStarted",
+    "JobTaken",
     "Killed",
     "LogsDrained",
     "MessageSent",
@@ -32,6 +33,19 @@ class PhaseEntered:
 
     def __str__(self) -> str:
         return f"phase {self.phase}"
+
+
+@frozen
+class JobTaken:
+    """The config is here: the life has a job, and somebody to report to."""
+
+    job_id: str
+    repo: str
+    stream: str
+    """Of its logs."""
+
+    def __str__(self) -> str:
+        return f"took job {self.job_id!r} of {self.repo}"
 
 
 @frozen
@@ -154,6 +168,7 @@ class TerminationRequested:
 
 Event = (
     PhaseEntered
+    | JobTaken
     | Downloading
     | Printed
     | RunnerRestarting

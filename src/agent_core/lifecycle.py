@@ -13,13 +13,14 @@ from agent_core.ending import Ending, Outcome
 from agent_core.errors import (
     AgentAliveError,
     AgentError,
+    AgentFaultError,
     ConfigAbsentError,
     ConfigExpiredError,
     ConfigUnavailableError,
     DeadlineError,
     JobAlreadyRunError,
 )
-from agent_core.events import Downloading, Observer, PhaseEntered
+from agent_core.events import Downloading, JobTaken, Observer, PhaseEntered
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
 from agent_core.model import JobConfig, Registration, Release, ReleaseRequest, StopReason, StopRequest
@@ -75,6 +76,10 @@ class Agent:
     def stop(self, request: StopRequest) -> None:
         """Asks to stop, at any moment, any number of times; the first reason is kept."""
         self._life.stop(request)
+
+    def fault(self, exc: Exception) -> None:
+        """Takes an exception from a callback or a thread that nobody waits for, and stops."""
+        self._life.fail(AgentFaultError(repr(exc)) if isinstance(exc, AgentError) else exc)
 
     async def run(self, refused: AgentError | None = None) -> Outcome:
         """Lives, to the end. A cancellation is taken for an interruption, and raised after the end.
@@ -208,6 +213,7 @@ class Agent:
             jobs_run=(*jobs_run, config.job_id)[-_JOBS_REMEMBERED:],
         )
         life.delivery.open(life.record.stream)
+        life.emit(JobTaken(config.job_id, config.repo_path, life.record.stream))
         if config.unknown_keys:
             life.warn(f"the config has keys that mean nothing here: {', '.join(config.unknown_keys)}")
         if config.max_runtime is not None:

@@ -135,6 +135,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         iterations: how many were run.
         deadline: virtual time after which no timer may be due.
         unhandled: exceptions that reached the default exception handler.
+        random: what the seed decides, it decides through this; doubles of ports may use it, too.
     """
 
     # Parts of BaseEventLoop, the same in CPython 3.11 to 3.13.
@@ -150,7 +151,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.iterations = 0
         self.deadline = math.inf
         self.unhandled: list[BaseException] = []
-        self._random = random.Random(seed)  # noqa: S311  it decides an order, it keeps no secret
+        self.random = random.Random(seed)  # noqa: S311  it decides an order, it keeps no secret
         self._ordinals = itertools.count(1)
         self._tasks = weakref.WeakValueDictionary[int, _Task]()
         self._pending = set[_Task]()  # asyncio holds tasks weakly: the collector could end a pending one
@@ -171,7 +172,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
         `run_until_complete` raises `SimulatedCrashError`; the loop is closed. No callback runs any more, no
         task is cancelled, no `finally`, `except` or `__aexit__` of a pending coroutine runs, then or later.
-        What only those coroutines held dies as silently: generators, context managers, `__del__`.
+        What only those coroutines held dies as silently: generators, context managers, `__del__`. What others
+        hold too, or a cycle of references, ends when Python ends it.
         """
         self._crash_at = iteration
 
@@ -199,11 +201,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 task.cancel()
             await asyncio.wait(left)
         await self.shutdown_asyncgens()
-        for task in self._tasks.values():
-            if task._log_traceback:  # noqa: SLF001  true until somebody asks for the exception
-                message = f"{task.get_name()} failed, and nobody asked for its result"
-                # by itself, it would tell when collected, too late
-                self.call_exception_handler({"message": message, "exception": task.exception(), "task": task})
+        # By themselves, failed tasks tell when they are collected, which may be too late.
+        for task in [task for task in self._tasks.values() if task._log_traceback]:  # noqa: SLF001
+            message = f"{task.get_name()} failed, and nobody asked for its result"
+            self.call_exception_handler({"message": message, "exception": task.exception(), "task": task})
 
     def _abandon(self) -> None:
         self._crashed = True
@@ -239,7 +240,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 raise DeadlockError(self._who_waits("nothing is ready, no timer is set"))
             if upcoming > self.deadline:
                 raise DeadlineError(
-                    self._who_waits(f"on to {upcoming} s, past the deadline, {self.deadline} s")
+                    self._who_waits(f"next is {upcoming} s, after the {self.deadline} s allowed")
                 )
             self._iterations_now = 0
             self._set_time(upcoming)
@@ -251,14 +252,16 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _set_time(self, time: float) -> None:
         self._time = time
-        # Timers run that are due before time + resolution. Were this sum the time itself, because the
+        # Timers run that are due *before* time + resolution. Were this sum the time itself, because the
         # resolution is 0 or lost in rounding, then those due at that time would never run.
         self._clock_resolution = max(CLOCK_RESOLUTION_SECONDS, math.ulp(time))
 
     def _shuffle_tasks(self) -> None:
-        steps = [(place, handle) for place, handle in enumerate(self._ready) if _steps_a_task(handle)]
-        if len(steps) > 1:
-            for (place, _), (_, handle) in zip(steps, self._random.sample(steps, len(steps)), strict=True):
+        if len(self._ready) > 1:
+            places = [place for place, handle in enumerate(self._ready) if _steps_a_task(handle)]
+            handles = [self._ready[place] for place in places]
+            self.random.shuffle(handles)
+            for place, handle in zip(places, handles, strict=True):
                 self._ready[place] = handle
 
     def _who_waits(self, problem: str) -> str:
@@ -266,14 +269,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return "\n  ".join([f"at {self._time} s: {problem}. Pending:", *tasks])
 
     def create_future(self) -> asyncio.Future[Any]:
-        return _Future(self._random.getrandbits(HASH_BITS), loop=self)
+        return _Future(loop=self)
 
     def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
         """As in asyncio; but a task without a name gets one that is the same in each replay."""
         self._check_closed()
         ordinal = next(self._ordinals)
         options["name"] = options.get("name") or f"Task-{ordinal}"
-        task = _Task(self._random.getrandbits(HASH_BITS), coro, loop=self, **options)
+        task = _Task(coro, loop=self, **options)
         self._tasks[ordinal] = task
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
@@ -306,7 +309,7 @@ _REFUSED = {
 
 def _refuse(name: str, error: type[RefusedError]) -> Callable[..., NoReturn]:
     def refused(*_: object, **__: object) -> NoReturn:
-        raise error(f"{name}: a simulated loop has none; give the program a port with a memory adapter")
+        raise error(f"{name} would leave the simulation: give the program a port and its memory adapter")
 
     return refused
 
@@ -318,13 +321,14 @@ for _names, _error in _REFUSED.items():
 
 
 class _Seeded:
-    """Hashed by a number that the loop gives, not by address: sets iterate the same in each replay."""
+    """Hashed by a number that the loop draws, not by address: sets iterate the same in each replay."""
 
-    def __init__(self, seeded_hash: int, *args: Any, **options: Any) -> None:
-        self._hash = seeded_hash  # first, because a Task puts itself into a set
-        super().__init__(*args, **options)
+    _hash: int | None = None
+    get_loop: Callable[[], Any]
 
     def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = self.get_loop().random.getrandbits(HASH_BITS)
         return self._hash
 
 
@@ -333,7 +337,7 @@ class _Future(_Seeded, asyncio.Future[Any]):
 
 
 class _Task(_Seeded, asyncio.Task[Any]):
-    _log_traceback: bool
+    _log_traceback: bool  # of asyncio.Future: it failed, and nobody asked yet
 
 
 class _OrderedWeakSet(weakref.WeakKeyDictionary[Any, None]):
@@ -372,19 +376,20 @@ def _discard(awaitables: list[Any]) -> None:
 
     Python has no way for that: closed or collected, a coroutine gets a GeneratorExit, and its `finally` runs.
     But at the end of the stack CPython can enter no frame: what is thrown into a coroutine *there* becomes a
-    RecursionError that ends it, with all that its frame held, and does not resume it. Where that fails (under a
-    debugger that needs stack of its own, say), all is kept for ever instead.
+    RecursionError that ends it, with all that its frame held, and does not resume it. Where that fails (for a
+    profiler in Python, say, which needs stack of its own), all is kept for ever instead.
     """
     chains = [list(_chain(awaitable)) for awaitable in awaitables]
     parts = [part for chain in chains for part in reversed(chain) if hasattr(part, "throw")]
-    canary = _canary(None)
+    ran: list[bool] = []
+    canary = _canary(ran)
     canary.send(None)
     collecting, tracer, report = gc.isenabled(), sys.gettrace(), sys.unraisablehook
     gc.disable()  # a collection down there would silence the finalizers of strangers
     sys.settrace(None)
     sys.unraisablehook = id  # finalizers fail there, as they should; of all hooks, only one in C can run
     try:
-        _discard_at_end_of_stack(parts, canary)
+        _discard_at_end_of_stack(parts, canary, ran)
     finally:
         sys.unraisablehook = report
         sys.settrace(tracer)
@@ -394,29 +399,31 @@ def _discard(awaitables: list[Any]) -> None:
         _kept.extend(parts)
 
 
-async def _canary(flag: object) -> None:
+async def _canary(ran: list[bool]) -> None:
     try:
         await asyncio.sleep(0)
     finally:
-        del flag
+        ran += [True]
 
 
-def _discard_at_end_of_stack(parts: list[Any], canary: Any) -> None:
-    try:  # noqa: SIM105  suppress() is a frame
-        _discard_at_end_of_stack(parts, canary)
+def _discard_at_end_of_stack(parts: list[Any], canary: Any, ran: list[bool]) -> None:
+    # Down here, whatever is a frame fails: calls of Python functions, `with suppress(...)`, logging.
+    try:  # noqa: SIM105
+        _discard_at_end_of_stack(parts, canary, ran)
     except RecursionError:  # this is the end
         pass
     if canary.cr_frame is None:
         return
-    try:
+    try:  # noqa: SIM105
         canary.throw(GeneratorExit)
-    except GeneratorExit:
-        return  # the canary could run: this is not the end, and no other must be touched
-    except RecursionError:
-        if canary.cr_frame is not None:
-            return  # CPython 3.11 counts C functions, too: one frame up is the place
+    except (RecursionError, GeneratorExit):
+        pass
+    # If the canary could run, this is not the end: no other is touched. If nothing happened to it, `throw`
+    # was itself a call too many: CPython 3.11 counts those in C, too. Then one frame up is the place.
+    if ran or canary.cr_frame is not None:
+        return
     for part in parts:
-        try:  # noqa: SIM105  suppress() is a frame
+        try:  # noqa: SIM105
             part.throw(GeneratorExit)
         except (Exception, GeneratorExit):  # noqa: BLE001, S110  it has ended, now or before
             pass

@@ -1,0 +1,145 @@
+"""The command line: `run`, `reap`, `config`."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from agent_adapters.wire import message_to_json
+from agent_app.container import Container
+from agent_app.display import Display, make_display
+from agent_app.exit_status import ExitStatus, exit_status
+from agent_app.running import live, reap
+from agent_app.settings import Loaded, Settings, add_arguments, describe, load
+from agent_core import __version__
+from agent_core.ending import Outcome
+from agent_core.errors import AgentAliveError, SettingsError
+
+__all__ = ["main"]
+
+_ABOUT = "Turns this machine into a GitHub Actions runner for exactly one job, then makes it disappear."
+
+_Command = Callable[[argparse.Namespace, Loaded, Sequence[signal.Signals]], ExitStatus]
+
+
+def main(arguments: Sequence[str], early: Sequence[signal.Signals] = ()) -> int:
+    """The exit status of one command; `early` are the signals that came before it began."""
+    parsed = _parser().parse_args(arguments)
+    command: _Command = parsed.command
+    return command(parsed, load(vars(parsed), os.environ), early)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(ExitStatus.USAGE, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="runs-fleet-agent", description=_ABOUT, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    run = _add_command(commands, "run", _run, "run one job, then terminate the instance")
+    run.add_argument("--json", action="store_true", help="write the final message as the last line of stdout")
+    run.add_argument("--reflect-job", action="store_true", help="exit with 1 for a job that did not succeed")
+    _add_command(
+        commands, "reap", _reap, "finish what an agent left that has died, then terminate the instance"
+    )
+    _add_command(commands, "config", _config, "show the settings, and where each comes from")
+    return parser
+
+
+def _add_command(commands: Any, name: str, command: _Command, text: str) -> argparse.ArgumentParser:
+    about = f"{text[0].upper()}{text[1:]}."
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=about, allow_abbrev=False
+    )
+    parser.set_defaults(command=command)
+    add_arguments(parser)
+    return parser
+
+
+# run and reap
+
+
+def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Signals]) -> ExitStatus:
+    settings = loaded.settings
+    errors = [*loaded.errors, *_missing_here(settings)]
+    if settings.profile == "aws" or not _is_writable(settings.state_dir):
+        # There is nothing here that could be terminated, nor a place to write down that it was asked for.
+        return _refuse(ExitStatus.CONFIG, *errors)
+    display = make_display(settings.instance_id or "")
+    refused = SettingsError("\n".join(errors)) if errors else None
+    try:
+        outcome = live(_container(settings, display), refused, early)
+    except AgentAliveError as exc:
+        return _refuse(ExitStatus.USAGE, str(exc))
+    display.close(outcome, _files(settings, outcome))
+    if parsed.json and outcome.message is not None:
+        print(message_to_json(outcome.message), flush=True)  # noqa: T201 - what --json asks for
+    return exit_status(outcome, reflect_job=parsed.reflect_job)
+
+
+def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
+    settings = loaded.settings
+    if errors := [*loaded.errors, *_missing_here(settings)]:
+        return _refuse(ExitStatus.CONFIG, *errors)
+    display = make_display(settings.instance_id or "")
+    outcome = reap(_container(settings, display))
+    if outcome is None:
+        return ExitStatus.OK
+    display.close(outcome, _files(settings, outcome))
+    return exit_status(outcome)
+
+
+def _container(settings: Settings, display: Display) -> Container:
+    return Container(settings=settings, environ=dict(os.environ), observer=display)
+
+
+def _missing_here(settings: Settings) -> Iterator[str]:
+    """What the settings ask for that this version, or this user, does not have."""
+    if settings.profile == "aws":
+        yield "profile aws is not in this version: use --profile local"
+    elif settings.runner_archive is None:
+        yield "--runner-archive: missing; profile local unpacks this runner tarball"
+    if not _is_writable(settings.state_dir):
+        yield f"--state-dir: {settings.state_dir} cannot be written; name another folder"
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _files(settings: Settings, outcome: Outcome) -> Mapping[str, Path]:
+    """Where a person finds what profile `local` wrote."""
+    folder = settings.state_dir.absolute()
+    logs = {} if outcome.stream is None else {"log": folder / "logs" / f"{outcome.stream}.log"}
+    return logs | {
+        "messages": folder / "notifications.jsonl",
+        "terminations": folder / "terminations.jsonl",
+        "journal": folder / "journal.json",
+    }
+
+
+# config
+
+
+def _config(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
+    rows = describe(loaded)
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, source in rows:
+        print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")  # noqa: T201 - what the command is for
+    return _refuse(ExitStatus.CONFIG, *loaded.errors) if loaded.errors else ExitStatus.OK
+
+
+def _refuse(status: ExitStatus, *reasons: str) -> ExitStatus:
+    for reason in reasons:
+        print(f"runs-fleet-agent: {reason}", file=sys.stderr)  # noqa: T201
+    return status

@@ -1,0 +1,108 @@
+"""The one place where the core meets its adapters: what each profile is made of."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from platform import machine
+from random import Random
+
+from dependency_injector import containers, providers
+
+from agent_adapters.filesystem import (
+    FileBinaryStore,
+    FileConfigSource,
+    FileJournal,
+    FileLogSink,
+    FileLogSpool,
+    FileNotifier,
+    FileTerminator,
+)
+from agent_adapters.host import PsutilHostProbe
+from agent_adapters.process import SubprocessRunnerProcess, runner_environment
+from agent_app.settings import Settings
+from agent_core.events import Observer
+from agent_core.life import AgentOptions
+from agent_core.lifecycle import Agent
+from agent_core.ports import Ports
+from agent_core.recovery import reap
+
+__all__ = ["Container", "runner_arch"]
+
+_ARCHES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+def runner_arch() -> str:
+    """This machine's architecture, as GitHub names it in its runner's archives."""
+    return _ARCHES.get(machine().lower(), machine().lower())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)  # noqa: TID251 - the composition root is where wall time comes from
+
+
+def _options(settings: Settings) -> AgentOptions:
+    return AgentOptions(
+        instance_id=settings.instance_id or "",
+        arch=runner_arch(),
+        runner_version=settings.runner_version,
+        github_url=settings.github_url,
+        limits=settings.limits,
+    )
+
+
+class Container(containers.DeclarativeContainer):
+    """Makes an agent, or a successor that reaps one, from settings."""
+
+    settings = providers.Dependency(instance_of=Settings)
+    environ: providers.Dependency[dict[str, str]] = providers.Dependency(instance_of=dict)
+    observer: providers.Dependency[Observer] = providers.Dependency()
+
+    profile = settings.provided.profile
+    state_dir: providers.Callable[Path] = providers.Callable(Path.absolute, settings.provided.state_dir)
+    runner_dir: providers.Callable[Path] = providers.Callable(Path.absolute, settings.provided.runner_dir)
+    now = providers.Object(_now)
+    rng = providers.Singleton(Random)
+
+    config_source = providers.Selector(
+        profile,
+        local=providers.Singleton(FileConfigSource, settings.provided.job),
+    )
+    binary_store = providers.Selector(
+        profile,
+        local=providers.Singleton(FileBinaryStore, settings.provided.runner_archive, runner_dir),
+    )
+    log_sink = providers.Selector(
+        profile,
+        local=providers.Singleton(FileLogSink, state_dir.provided.joinpath.call("logs")),
+    )
+    notifier = providers.Selector(
+        profile,
+        local=providers.Singleton(FileNotifier, state_dir.provided.joinpath.call("notifications.jsonl")),
+    )
+    terminator = providers.Selector(
+        profile,
+        local=providers.Singleton(
+            FileTerminator, state_dir.provided.joinpath.call("terminations.jsonl"), now
+        ),
+    )
+    runner_process = providers.Singleton(
+        SubprocessRunnerProcess, runner_dir, providers.Callable(runner_environment, environ)
+    )
+    log_spool = providers.Singleton(FileLogSpool, state_dir.provided.joinpath.call("log-spool.jsonl"))
+    host_probe = providers.Singleton(PsutilHostProbe, runner_dir)
+    journal = providers.Singleton(FileJournal, state_dir.provided.joinpath.call("journal.json"))
+
+    ports = providers.Singleton(
+        Ports,
+        config_source=config_source,
+        binary_store=binary_store,
+        runner_process=runner_process,
+        log_sink=log_sink,
+        log_spool=log_spool,
+        notifier=notifier,
+        terminator=terminator,
+        host_probe=host_probe,
+        journal=journal,
+    )
+    options = providers.Callable(_options, settings)
+    agent = providers.Singleton(Agent, options, ports, now=now, rng=rng, observer=observer)
+    reaping = providers.Callable(reap, options, ports, now=now, rng=rng, observer=observer)

@@ -1,0 +1,67 @@
+"""One life in one process: the event loop, the signals, and whatever goes wrong where nobody looks."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from agent_app.container import Container
+from agent_core.ending import Outcome
+from agent_core.errors import AgentError, AgentFaultError
+from agent_core.lifecycle import Agent
+from agent_core.model import StopReason, StopRequest
+
+__all__ = ["STOP_SIGNALS", "live", "reap"]
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def live(container: Container, refused: AgentError | None, early: Sequence[signal.Signals]) -> Outcome:
+    """Lives one life; `early` are the signals that came before there was anyone to take them.
+
+    Raises:
+        AgentAliveError: another agent works here; nothing was done.
+    """
+    return asyncio.run(_live(container, refused, early))
+
+
+def reap(container: Container) -> Outcome | None:
+    """Finishes what a dead agent left; None: there was nothing to finish."""
+    return asyncio.run(_reap(container))
+
+
+async def _live(container: Container, refused: AgentError | None, early: Sequence[signal.Signals]) -> Outcome:
+    agent = container.agent()
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, _stop, agent, number)
+    _take_strays(agent, loop)
+    for number in early:
+        _stop(agent, number)
+    return await agent.run(refused)
+
+
+async def _reap(container: Container) -> Outcome | None:
+    return await container.reaping()
+
+
+def _stop(agent: Agent, number: signal.Signals) -> None:
+    agent.stop(StopRequest(StopReason.INTERRUPTED, f"interrupted by {number.name}", by=number.name))
+
+
+def _take_strays(agent: Agent, loop: asyncio.AbstractEventLoop) -> None:
+    """Makes exceptions in callbacks, forgotten tasks and threads faults of the agent, which end in order."""
+
+    def take(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        exc = context.get("exception")
+        agent.fault(exc if isinstance(exc, Exception) else AgentFaultError(str(context.get("message"))))
+
+    def take_from_thread(args: threading.ExceptHookArgs) -> None:
+        exc = (
+            args.exc_value if isinstance(args.exc_value, Exception) else AgentFaultError(repr(args.exc_value))
+        )
+        loop.call_soon_threadsafe(agent.fault, exc)
+
+    loop.set_exception_handler(take)
+    threading.excepthook = take_from_thread
