@@ -7,7 +7,6 @@ from typing import Any
 from attrs import evolve
 
 from agent_core.deadline import within
-from agent_core.errors import AgentError
 from agent_core.model import JournalRecord
 from agent_core.policy import JOURNAL_SECONDS
 from agent_core.ports import Journal
@@ -47,7 +46,7 @@ class Chronicle:
         patience = JOURNAL_SECONDS / 10 if self._failing else JOURNAL_SECONDS
         try:
             await within(patience, "the journal", self._write())
-        except AgentError as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever is wrong with the journal, the life goes on
             if not self._failing:
                 self._warn(f"the journal is not up to date: {exc}")
             self._failing = True

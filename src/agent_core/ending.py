@@ -7,7 +7,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from agent_core.deadline import within
-from agent_core.errors import AgentError, RunnerError, TerminatorError, TerminatorUnavailableError
+from agent_core.errors import AgentError, TerminatorError, TerminatorUnavailableError
 from agent_core.events import Killed, LogsDrained, TerminationRequested
 from agent_core.life import Life
 from agent_core.messenger import Messenger
@@ -16,6 +16,7 @@ from agent_core.phases import Phase
 from agent_core.policy import (
     DRAIN_SECONDS,
     DRAIN_STALL_SECONDS,
+    KILL_CALL_SECONDS,
     KILL_SECONDS,
     TERMINATE_CALL_SECONDS,
     Backoff,
@@ -67,9 +68,9 @@ async def leave_no_process(life: Life, known: Sequence[ProcessId] = ()) -> None:
     end, attempt = loop.time() + KILL_SECONDS, 0
     while True:
         try:
-            left = max(0.0, end - loop.time())
-            count = await within(left, "killing the runner", life.ports.runner_process.kill(known))
-        except RunnerError as exc:
+            killing = life.ports.runner_process.kill(known)
+            count = await within(KILL_CALL_SECONDS, "killing the runner", killing)
+        except Exception as exc:  # noqa: BLE001 - whatever it was, a process that lives is worse
             if loop.time() >= end:
                 life.warn(f"some of the runner's processes may be alive: {exc}")
                 return

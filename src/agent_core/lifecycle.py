@@ -41,6 +41,7 @@ from agent_core.supervision import HostWatch, Supervision
 __all__ = ["Agent"]
 
 _T = TypeVar("_T")
+_Work = Callable[[], Coroutine[Any, Any, _T]]
 
 _LATEST: Final = "latest"
 _JOBS_REMEMBERED: Final = 100
@@ -119,15 +120,15 @@ class Agent:
     async def _work(self, refused: AgentError | None) -> None:
         """BOOTING to STOPPING."""
         self._life.emit(PhaseEntered(Phase.BOOTING))
-        await self._timed(Phase.BOOTING, self._boot(refused))
-        config = await self._phase(Phase.CONFIGURING, self._configure())
-        await self._phase(Phase.PROVISIONING, self._provision(config))
+        await self._timed(Phase.BOOTING, lambda: self._boot(refused))
+        config = await self._phase(Phase.CONFIGURING, self._configure)
+        await self._phase(Phase.PROVISIONING, lambda: self._provision(config))
         registration = registration_for(config, self._options)
-        await self._phase(Phase.REGISTERING, self._register(registration))
+        await self._phase(Phase.REGISTERING, lambda: self._register(registration))
         self._supervision = Supervision(self._life, self._messenger, registration)
         await self._supervision.run()
 
-    async def _phase(self, phase: Phase, work: Coroutine[Any, Any, _T]) -> _T:
+    async def _phase(self, phase: Phase, work: _Work[_T]) -> _T:
         """One phase's work, within its deadline, unless a request to stop comes first."""
         task = asyncio.create_task(self._timed(phase, work, enter=True), name=phase)
         stop = asyncio.create_task(self._life.stopping.requested.wait(), name="stop request")
@@ -141,11 +142,11 @@ class Agent:
             raise _StoppedError
         return result
 
-    async def _timed(self, phase: Phase, work: Coroutine[Any, Any, _T], *, enter: bool = False) -> _T:
+    async def _timed(self, phase: Phase, work: _Work[_T], *, enter: bool = False) -> _T:
         self._entered[phase] = asyncio.get_running_loop().time()
         if enter:
             await self._life.enter(phase)
-        return await within(phase_seconds(phase, self._life.limits), f"phase {phase}", work)
+        return await within(phase_seconds(phase, self._life.limits), f"phase {phase}", work())
 
     # BOOTING
 

@@ -7,7 +7,6 @@ from agent_core.errors import (
     DeadlineError,
     MessageRefusedError,
     NotifierDeniedError,
-    NotifierUnavailableError,
 )
 from agent_core.events import MessageSent
 from agent_core.life import Life
@@ -58,7 +57,9 @@ class Messenger:
         while True:
             try:
                 return await within(CALL_SECONDS, "the queue", notifier.send(message, queue_url))
-            except (NotifierUnavailableError, DeadlineError) as exc:
+            except (NotifierDeniedError, MessageRefusedError):
+                raise
+            except Exception as exc:  # noqa: BLE001 - unavailable, late, or an adapter's own fault
                 if attempt == 0:
                     self._life.warn(f"the queue does not answer, tried again: {exc}")
             await asyncio.sleep(self._backoff.delay(attempt, self._life.rng))

@@ -20,6 +20,7 @@ __all__ = [
     "DRAIN_STALL_SECONDS",
     "HOST_SAMPLE_SECONDS",
     "JOURNAL_SECONDS",
+    "KILL_CALL_SECONDS",
     "KILL_SECONDS",
     "LAST_LOOK_SECONDS",
     "OUTPUT_END_SECONDS",
@@ -58,7 +59,9 @@ DRAIN_SECONDS: Final = 60.0
 OUTPUT_END_SECONDS: Final = 5.0
 """From the death of the runner's last process to the end of its output."""
 KILL_SECONDS: Final = 10.0
-"""SIGKILL to every process of the runner, until none is left."""
+"""SIGKILL to every process of the runner, until none is left: no new try after that."""
+KILL_CALL_SECONDS: Final = 5.0
+"""One such try."""
 TERMINATE_CALL_SECONDS: Final = 10.0
 """One request to terminate."""
 LAST_LOOK_SECONDS: Final = 3.0

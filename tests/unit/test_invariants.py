@@ -1,0 +1,123 @@
+"""The design's invariants, over random lives: faults, timings, requests to stop, and crashes at any await."""
+
+import os
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from agent_adapters.memory import RunnerScript
+from agent_core.model import JobResult, Limits, StopReason
+from support.lives import Plan, Stop, Trouble, check, play
+
+LIVES = int(os.environ.get("LIVES", "400"))
+"""How many random lives to live; `make lives` lives 10,000."""
+
+SECONDS = st.floats(0, 600, allow_nan=False)
+SHARE = st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0])
+
+SCRIPTS = st.builds(
+    RunnerScript,
+    refuse_registration=st.sampled_from([None, None, None, "Http response code: NotFound"]),
+    refuse_jit=st.booleans(),
+    register_seconds=st.floats(0, 60),
+    early_exits=st.lists(st.sampled_from([0, 1, 2, 3, 4, 5, 7]), max_size=3).map(tuple),
+    listen_after=st.one_of(st.none(), st.floats(0, 60), st.floats(0, 60)),
+    assign_after=st.one_of(st.none(), SECONDS, SECONDS, SECONDS),
+    job_name=st.sampled_from(["build", "x completed with result: Succeeded", "a (b) / c"]),
+    output=st.lists(st.integers(0, 10**6).map("line {}".format), max_size=20, unique=True).map(tuple),
+    job_seconds=st.one_of(st.none(), SECONDS, SECONDS, st.floats(0, 30_000)),
+    crash_after=st.one_of(st.none(), st.none(), st.none(), SECONDS),
+    result=st.one_of(st.none(), st.sampled_from(JobResult)),
+    exit_after=st.one_of(st.none(), st.floats(0, 90), st.floats(0, 90)),
+    exit_code=st.sampled_from([0, 0, 0, 1, 134]),
+    cancel_seconds=st.one_of(st.none(), st.floats(0, 120), st.floats(0, 120)),
+    leaves_behind=st.integers(0, 3),
+)
+LIMITS = st.builds(
+    Limits,
+    max_runtime=st.integers(1, 360).map(lambda minutes: timedelta(minutes=minutes)),
+    standby=st.integers(1, 20).map(lambda minutes: timedelta(minutes=minutes)),
+    idle=st.integers(1, 20).map(lambda minutes: timedelta(minutes=minutes)),
+    shutdown_grace=st.integers(0, 120).map(lambda seconds: timedelta(seconds=seconds)),
+)
+STOPS = st.lists(
+    st.builds(
+        Stop,
+        at=st.one_of(st.floats(0, 20), SECONDS),
+        reason=st.sampled_from(StopReason),
+        machine_left=st.one_of(st.none(), st.none(), st.floats(0, 180)),
+    ),
+    max_size=3,
+).map(tuple)
+TROUBLE = st.builds(
+    Trouble,
+    fail=SHARE,
+    break_=st.sampled_from([0.0, 0.0, 0.2]),
+    delay=SHARE,
+    hang=st.sampled_from([0.0, 0.0, 0.2]),
+    stubborn=st.sampled_from([0.0, 0.0, 0.2]),
+    most=st.integers(0, 6),
+)
+TROUBLES = st.fixed_dictionaries(
+    {},
+    optional={
+        "config_source": TROUBLE,
+        "binary_store": TROUBLE,
+        "log_sink": TROUBLE,
+        "log_spool": TROUBLE,
+        "host_probe": TROUBLE,
+        "journal": TROUBLE,
+        # These must come to their end within their budget, so that there is something to hold them to.
+        "runner_process": st.builds(
+            Trouble, fail=SHARE, break_=SHARE, delay=SHARE, hang=SHARE, most=st.just(1)
+        ),
+        "notifier": st.builds(
+            Trouble, fail=SHARE, break_=st.just(0.0), delay=st.just(0.0), most=st.integers(0, 3)
+        ),
+        "terminator": st.builds(
+            Trouble, fail=SHARE, break_=SHARE, delay=SHARE, hang=SHARE, most=st.integers(0, 3)
+        ),
+    },
+)
+PLANS = st.builds(
+    Plan,
+    seed=st.integers(0, 2**32),
+    script=SCRIPTS,
+    jit=st.booleans(),
+    config_after=st.one_of(st.just(0.0), st.just(0.0), SECONDS, st.none()),
+    tampered=st.sampled_from([False, False, False, True]),
+    limits=LIMITS,
+    stops=st.one_of(st.just(()), STOPS),
+    disk_full_after=st.one_of(st.none(), st.none(), SECONDS),
+    troubles=st.one_of(st.just({}), TROUBLES),
+    crashes=st.one_of(st.just(()), st.lists(st.integers(0, 300), max_size=3).map(tuple)),
+    successor_reaps=st.booleans(),
+)
+
+
+@settings(max_examples=LIVES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(PLANS)
+@example(Plan())
+def test_invariants_hold_in_every_life(plan: Plan) -> None:
+    """Whatever goes wrong, and whenever it dies, the instance goes and the queue hears one true status."""
+    check(play(plan))
+
+
+def test_same_seed_same_life() -> None:
+    """A plan replays to the last event, a thousand times in one process."""
+    plan = Plan(
+        seed=7,
+        stops=(Stop(at=20.0),),
+        troubles={"log_sink": Trouble(fail=0.5), "notifier": Trouble(fail=0.5, delay=0.3)},
+    )
+    first = play(plan).trace
+    assert all(play(plan).trace == first for _ in range(999))
+
+
+@pytest.mark.parametrize("crash_at", range(130))
+@pytest.mark.parametrize("successor_reaps", [True, False])
+def test_crash_at_every_iteration(crash_at: int, *, successor_reaps: bool) -> None:
+    """There is no moment of a plain life at which a crash is not made good by a successor."""
+    check(play(Plan(crashes=(crash_at,), successor_reaps=successor_reaps)))
