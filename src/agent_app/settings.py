@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from attrs import field, fields, frozen
+from attrs import evolve, field, fields, frozen
 from cattrs import ClassValidationError, Converter
 from cattrs.gen import make_dict_structure_fn, override
 
@@ -208,13 +208,16 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path = DEFA
     if "profile" not in faults:
         faults |= {n: f"{given[n].name}: only profile local takes it; add --profile local" for n in stray}
     sound = {n: place for n, place in given.items() if n not in faults.keys() | stray}
-    if local:
-        defaults = {"instance_id": "local", "runner_dir": str(settings.state_dir / "runner")}
-        sound = {n: _Place("default", "(local)", raw) for n, raw in defaults.items()} | sound
+    settings, _ = _structure(sound)
+    own: dict[str, Any] = (
+        {"instance_id": "local", "runner_dir": settings.state_dir / "runner"} if local else {}
+    )
+    own = {n: value for n, value in own.items() if n not in sound}
+    sources = dict.fromkeys(_TABLE, "default") | dict.fromkeys(own, "default (local)")
     return Loaded(
-        settings=_structure(sound)[0],
+        settings=evolve(settings, **own),
         errors=(*errors, *(faults[n] for n in _TABLE if n in faults)),
-        sources={n: f"{sound[n].layer} {sound[n].name}" if n in sound else "default" for n in _TABLE},
+        sources=sources | {n: f"{place.layer} {place.name}" for n, place in sound.items()},
     )
 
 
@@ -256,13 +259,13 @@ def _read(path: Path, *, required: bool) -> tuple[dict[str, _Place], list[str]]:
             return {}, []
         last = f"line {text.count(chr(10)) + 1}"
         reason = (getattr(exc, "strerror", None) or str(exc)).replace("end of document", last)
-        return {}, [f"{'--config-file ' * required}{where}: {repr(reason)[1:-1]}"]
+        return {}, [f"{'--config-file ' * required}{where}: {reason}"]
     unknown = [f"{where}: {_unknown(key)}" for key in toml if key not in _TABLE]
     return {n: _Place("file", f"{where}: {n}", toml[n]) for n in _TABLE if n in toml}, unknown
 
 
 def _unknown(key: str) -> str:
-    near = get_close_matches(key.lower().replace("-", "_").removeprefix("runs_fleet_"), _TABLE, n=1)
+    near = get_close_matches(key.lower().removeprefix("runs_fleet_"), _TABLE, n=1)
     return f"{_shown(key)} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
 
 

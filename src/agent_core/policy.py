@@ -19,6 +19,8 @@ __all__ = [
     "DRAIN_SECONDS",
     "DRAIN_STALL_SECONDS",
     "HOST_SAMPLE_SECONDS",
+    "JOURNAL_LOADS",
+    "JOURNAL_LOAD_SECONDS",
     "JOURNAL_SECONDS",
     "KILL_CALL_SECONDS",
     "KILL_SECONDS",
@@ -46,6 +48,10 @@ CALL_SECONDS: Final = 15.0
 """One call to a port that is tried again."""
 JOURNAL_SECONDS: Final = 1.0
 """One save of the journal: a local disk that takes longer is as good as gone."""
+JOURNAL_LOAD_SECONDS: Final = 3.0
+"""One look into the journal of an earlier life."""
+JOURNAL_LOADS: Final = 3
+"""So many looks, before the earlier life counts as unknown."""
 SEND_SECONDS: Final = 8.0
 """The final message, with every try."""
 STARTED_SECONDS: Final = 60.0
@@ -78,7 +84,7 @@ the 15 s by which all is over before the machine is."""
 
 _FIXED_SECONDS: Final[Mapping[Phase, float]] = MappingProxyType(
     {
-        Phase.BOOTING: 10.0,  # a look at the host and at the journal; a stop waits for it
+        Phase.BOOTING: 35.0,  # a look at the host and at the journal; a stop waits for it
         Phase.PROVISIONING: 900.0,  # 230 MB at 256 KB/s
         Phase.REGISTERING: 120.0,  # config.sh takes some 5 s, and tries again by itself
         Phase.TERMINATING: 60.0,

@@ -10,12 +10,12 @@ from attrs import asdict
 from agent_core import __version__
 from agent_core.deadline import within
 from agent_core.ending import Ending, Outcome
+from agent_core.errors import JournalDamagedError
 from agent_core.events import Observer
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
 from agent_core.model import JournalRecord
-from agent_core.phases import Phase
-from agent_core.policy import phase_seconds
+from agent_core.policy import JOURNAL_LOAD_SECONDS, JOURNAL_LOADS
 from agent_core.ports import HostProbe, Ports
 from agent_core.status import Observed
 
@@ -51,16 +51,31 @@ async def inspect(life: Life) -> tuple[Remains, JournalRecord | None]:
 
     Raises:
         JournalError: it cannot be read, or not be understood.
-        DeadlineError: it cannot be read in time.
+        DeadlineError: it does not answer.
     """
-    seconds = phase_seconds(Phase.BOOTING, life.limits)
-    record = await within(seconds, "the journal", life.ports.journal.load())
+    record = await _load(life)
     remains = judge(record, life.options.instance_id, life.ports.host_probe)
     if remains is Remains.FOREIGN and record is not None:
         life.warn(f"the journal is of {record.instance_id}, not of this instance; it is not read on")
     if remains is not Remains.ALIVE:
         life.chronicle.allow()
     return remains, record
+
+
+async def _load(life: Life) -> JournalRecord | None:
+    """What the journal says; asked more than once, since without it a job would end unheard of."""
+    for _ in range(JOURNAL_LOADS - 1):
+        try:
+            return await _load_once(life)
+        except JournalDamagedError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - asked again, and the last time raised
+            life.warn(f"the journal cannot be read, tried again: {exc}")
+    return await _load_once(life)
+
+
+async def _load_once(life: Life) -> JournalRecord | None:
+    return await within(JOURNAL_LOAD_SECONDS, "the journal", life.ports.journal.load())
 
 
 def adopt(life: Life, record: JournalRecord) -> None:

@@ -13,7 +13,16 @@ from agent_adapters.wire import message_to_json
 from agent_adapters.world import A_JOB, World
 from agent_core.ending import Outcome
 from agent_core.events import Event, JobStarted, PhaseEntered, Printed
-from agent_core.model import JobResult, Limits, Secret, Status, StatusMessage, StopReason, StopRequest
+from agent_core.model import (
+    JobConfig,
+    JobResult,
+    Limits,
+    Secret,
+    Status,
+    StatusMessage,
+    StopReason,
+    StopRequest,
+)
 from agent_core.phases import Phase
 from agent_core.status import message_id
 from agent_core.testing.faults import FaultKind, Faults, faulty_ports
@@ -102,18 +111,7 @@ class Played:
 
 def play(plan: Plan) -> Played:
     """Lives the plan, crash by crash; each process has a loop that goes on from the last one's time."""
-    rng = Random(plan.seed)
-    faults = {port: Faults(rng, **asdict(trouble)) for port, trouble in plan.troubles.items()}
-    config = evolve(_CONFIG, jit_config=Secret(JIT_CONFIG) if plan.jit else None)
-    world = World(
-        config=config if plan.config_after == 0 else None,
-        script=plan.script,
-        limits=plan.limits,
-        seed=plan.seed,
-        spoil=lambda ports: faulty_ports(ports, faults),
-    )
-    if plan.tampered:
-        world.binary_store.tampered = b"not the runner"
+    world, faults = _world_of(plan)
     events: list[tuple[float, Event]] = []
 
     def observe(event: Event) -> None:
@@ -121,10 +119,7 @@ def play(plan: Plan) -> Played:
 
     async def live(number: int, begun: float) -> Outcome | None:
         loop = asyncio.get_running_loop()
-        if plan.config_after is not None:
-            loop.call_at(plan.config_after - begun, setattr, world.config_source, "config", config)
-        if plan.disk_full_after is not None:
-            loop.call_at(plan.disk_full_after - begun, setattr, world.machine, "free_disk_bytes", 0)
+        _schedule(plan, world, begun)
         if number > 0 and plan.successor_reaps:
             return await world.reap(observe)
         agent = world.agent(observe)
@@ -144,6 +139,34 @@ def play(plan: Plan) -> Played:
         else:
             return Played(plan, world, tuple(events), outcome, number, faults)
     raise AssertionError("the last process of a plan does not crash")
+
+
+def _world_of(plan: Plan) -> tuple[World, dict[str, Faults]]:
+    rng = Random(plan.seed)
+    faults = {port: Faults(rng, **asdict(trouble)) for port, trouble in plan.troubles.items()}
+    world = World(
+        config=_config_of(plan) if plan.config_after == 0 else None,
+        script=plan.script,
+        limits=plan.limits,
+        seed=plan.seed,
+        spoil=lambda ports: faulty_ports(ports, faults),
+    )
+    if plan.tampered:
+        world.binary_store.tampered = b"not the runner"
+    return world, faults
+
+
+def _config_of(plan: Plan) -> JobConfig:
+    return evolve(_CONFIG, jit_config=Secret(JIT_CONFIG) if plan.jit else None)
+
+
+def _schedule(plan: Plan, world: World, begun: float) -> None:
+    """Lets the world change in a loop that begins at `begun`."""
+    loop = asyncio.get_running_loop()
+    if plan.config_after is not None:
+        loop.call_at(plan.config_after - begun, setattr, world.config_source, "config", _config_of(plan))
+    if plan.disk_full_after is not None:
+        loop.call_at(plan.disk_full_after - begun, setattr, world.machine, "free_disk_bytes", 0)
 
 
 def _request(stop: Stop) -> StopRequest:
@@ -185,8 +208,9 @@ def _asked_to_terminate(played: Played) -> None:
 def _one_final_status(played: Played) -> None:
     world, finals = played.world, played.finals
     took_job = bool(world.machine.journal and '"job_id"' in world.machine.journal)
-    journal_was_sound = not played.faults.get("journal", Faults(Random())).happened
-    if took_job:
+    journal_was_sound = not _faults_of(played, "journal")
+    unread = played.crashed and any(method == "load" for method, _ in _faults_of(played, "journal"))
+    if took_job and not unread:
         assert finals, "2: the queue never heard how it ended"
     expected = message_id(world.machine.instance_id, A_JOB.job_id, "final")
     assert {message.message_id for message in finals} <= {expected}, "2: a repeat has another message_id"
@@ -203,6 +227,10 @@ def _one_final_status(played: Played) -> None:
     _true_status(played)
 
 
+def _faults_of(played: Played, port: str) -> list[tuple[str, FaultKind]]:
+    return played.faults[port].happened if port in played.faults else []
+
+
 def _true_status(played: Played) -> None:
     """With nothing in the way, the status is what the runner's script says."""
     plan = played.plan
@@ -211,7 +239,8 @@ def _true_status(played: Played) -> None:
     script, limits = plan.script, plan.limits
     ready = script.listen_after is not None and script.refuse_registration is None and not script.early_exits
     comes = script.assign_after is not None and script.assign_after < limits.idle.total_seconds()
-    ends = script.job_seconds is not None and script.job_seconds < limits.max_runtime.total_seconds()
+    told_after = [script.job_seconds, 0.0 if script.result is not None else script.exit_after]
+    ends = None not in told_after and sum(filter(None, told_after)) < limits.max_runtime.total_seconds()
     if plan.config_after == 0 and ready and not plan.jit and comes and ends and script.crash_after is None:
         good = script.result is not None and script.result.is_success
         assert [message.status for message in played.finals] == [
@@ -247,8 +276,7 @@ def _no_line_lost(played: Played) -> None:
     first_arrivals = list(dict.fromkeys(arrived))
     if not stats.dropped and not stats.rejected:
         assert first_arrivals == list(dict.fromkeys(printed)), "5: lines are missing, or out of order"
-    sink = played.faults.get("log_sink")
-    if sink is None and "log_spool" not in played.faults:
+    if not _faults_of(played, "log_sink") and not _faults_of(played, "log_spool"):
         assert not stats.dropped, "5: lines were dropped although the sink was well"
         assert arrived == printed, "5: lines came twice although the sink was well"
 

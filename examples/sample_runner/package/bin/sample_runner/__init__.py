@@ -1,0 +1,1 @@
+"""The sample runner: behaves as actions/runner does, and needs no GitHub."""

@@ -1,0 +1,3 @@
+#!/bin/bash
+# Sleeps for $1 seconds.
+exec sleep "$1"

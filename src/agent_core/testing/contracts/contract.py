@@ -1,0 +1,157 @@
+# ruff: noqa: S101 - a suite speaks in asserts
+"""What the suites share: a loop for each test, a look at errors, and cancellation at any moment."""
+
+import asyncio
+import traceback
+from abc import ABC
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import wraps
+from typing import Any, ClassVar, Final, TypeVar
+from unittest import SkipTest
+
+from agent_core.errors import AgentError
+
+__all__ = [
+    "Contract",
+    "assert_no_secret",
+    "cancel_at_any_step",
+    "error_from",
+    "error_of",
+    "eventually",
+    "impossible",
+    "on_loop",
+]
+
+_T = TypeVar("_T")
+_E = TypeVar("_E", bound=BaseException)
+_C = TypeVar("_C", bound="Contract")
+
+_BUSY_PAUSE_SECONDS: Final = 0.01
+_CANCEL_STEPS: Final = 12
+"""Iterations of the loop: more than any call needs to get under way."""
+
+
+class Contract(ABC):
+    """A suite: what any adapter of one port is held to.
+
+    A subclass is given the adapter by `make`, and a back door past the port by the other abstract methods.
+    pytest makes a new object for each test, so `setup_method` is the place to set things up.
+    """
+
+    patience_seconds: ClassVar[float] = 60.0
+    """What is awaited for so long does not come: a test that hangs fails. No promise depends on it."""
+
+    def run(self, main: Coroutine[Any, Any, _T]) -> _T:
+        """Runs a test to its end; override it to run on another loop, in virtual time for example."""
+        return asyncio.run(_patiently(main, self.patience_seconds))
+
+    async def tear_down(self) -> None:
+        """Puts things in order on the test's own loop, whatever the test came to."""
+
+
+async def _patiently(main: Coroutine[Any, Any, _T], seconds: float) -> _T:
+    async with asyncio.timeout(seconds):
+        return await main
+
+
+def on_loop(test: Callable[[_C], Coroutine[Any, Any, None]]) -> Callable[[_C], None]:
+    """Makes a coroutine method a test that any runner of tests can call."""
+
+    @wraps(test)
+    def run(self: _C) -> None:
+        self.run(_with_tear_down(self, test))
+
+    return run
+
+
+async def _with_tear_down(suite: _C, test: Callable[[_C], Coroutine[Any, Any, None]]) -> None:
+    try:
+        await test(suite)
+    finally:
+        await suite.tear_down()
+
+
+def impossible(why: str) -> SkipTest:
+    """To be raised by a back door that an adapter cannot have: the test is skipped, and says why."""
+    return SkipTest(why)
+
+
+# Errors
+
+
+async def error_of(expected: type[_E], call: Coroutine[Any, Any, object]) -> _E:
+    """The error that the call must end with."""
+    try:
+        result = await call
+    except expected as exc:
+        return exc
+    raise AssertionError(f"this should have raised {expected.__name__}, and returned {result!r}")
+
+
+def error_from(expected: type[_E], call: Callable[[], object]) -> _E:
+    """The error that the function must raise."""
+    try:
+        result = call()
+    except expected as exc:
+        return exc
+    raise AssertionError(f"this should have raised {expected.__name__}, and returned {result!r}")
+
+
+def assert_no_secret(error: BaseException, secrets: Sequence[str]) -> None:
+    """Looks for the secrets wherever an error can show them: also in what it came from, and in the trace."""
+    shown = "\n".join(_shown_by(error))
+    leaked = [number for number, secret in enumerate(secrets) if secret in shown]
+    assert not leaked, f"{type(error).__name__} shows secret number {leaked[0]}"
+
+
+def _shown_by(error: BaseException) -> Iterator[str]:
+    yield from traceback.format_exception(error)
+    for each in _chain(error):
+        yield from (str(each), repr(each), repr(each.args), repr(vars(each)))
+        for name in ("doc", "object", "filename", "strerror"):  # of JSON, Unicode and OS errors
+            yield repr(getattr(each, name, None))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error, and all that it came from, also where its trace is told not to show it."""
+    found: list[BaseException] = []
+    unseen: list[BaseException | None] = [error]
+    while unseen:
+        each = unseen.pop()
+        if each is None or any(each is other for other in found):
+            continue
+        found.append(each)
+        unseen += [each.__cause__, each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            unseen += each.exceptions
+    return found
+
+
+# Cancelling
+
+
+async def cancel_at_any_step(call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Begins the call over and over, and cancels it one step later each time; it leaves no task behind.
+
+    What a cancelled call has in a thread may keep the next one from its work: that may then fail.
+    """
+    for steps in range(_CANCEL_STEPS):
+        before = asyncio.all_tasks()
+        task = asyncio.create_task(call(), name=f"cancelled after {steps} steps")
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled() and (error := task.exception()) is not None:
+            assert isinstance(error, AgentError), f"not an error of this project: {error!r}"
+        left = [each.get_name() for each in asyncio.all_tasks() - before if not each.done()]
+        assert not left, f"tasks are left: {left}"
+
+
+async def eventually(busy: type[AgentError], call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """The call's result, once the calls that were cancelled are out of its way."""
+    while True:
+        try:
+            return await call()
+        except busy:
+            await asyncio.sleep(_BUSY_PAUSE_SECONDS)
