@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from agent_adapters.archive import unpack
 from agent_adapters.threads import Lane
@@ -60,6 +60,8 @@ _CHUNK_BYTES: Final = 1024 * 1024
 _SPOOL_BYTES: Final = 2**30
 _PRIVATE: Final = 0o600
 _PUBLIC: Final = 0o644
+_FINAL: Final = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""Not allowed, or something else stands in the place: trying again cannot help."""
 
 # What comes in
 
@@ -128,9 +130,13 @@ class FileBinaryStore(BinaryStore):
 
     def _find(self, version: str, arch: str) -> tuple[Path, str]:
         """The file of that version, and its number."""
-        if self._path.is_file() and _ARCHIVE_NAME.fullmatch(self._path.name) is None:
+        try:
+            is_file = self._path.is_file()
+            files = [self._path] if is_file else sorted(self._path.glob("*.tar.gz"))
+        except OSError as exc:
+            raise BinaryUnavailableError(f"{self._path}: {exc.strerror}") from exc
+        if is_file and _ARCHIVE_NAME.fullmatch(self._path.name) is None:
             return self._path, version
-        files = [self._path] if self._path.is_file() else sorted(self._path.glob("*.tar.gz"))
         named = [(file, match) for file in files if (match := _ARCHIVE_NAME.fullmatch(file.name))]
         fitting = [(file, match["version"]) for file, match in named if match["arch"] == arch]
         wanted = [found for found in fitting if version in {"latest", found[1]}]
@@ -186,11 +192,11 @@ class FileLogSink(LogSink):
         return 0
 
     def _append(self, path: Path, text: str) -> None:
-        if ".." in path.parts:
+        if ".." in path.parts or not path.is_relative_to(self._folder):
             raise LogSinkDeniedError(f"{path}: the stream's name leads out of the folder")
         try:
             _append(path, text)
-        except (PermissionError, NotADirectoryError) as exc:
+        except _FINAL as exc:
             raise LogSinkDeniedError(f"{path}: {exc.strerror}") from exc
         except OSError as exc:
             raise LogSinkUnavailableError(f"{path}: {exc.strerror}") from exc
@@ -210,7 +216,7 @@ class FileNotifier(Notifier):
     def _append(self, line: str) -> None:
         try:
             _append(self._path, line)
-        except (PermissionError, NotADirectoryError) as exc:
+        except _FINAL as exc:
             raise NotifierDeniedError(f"{self._path}: {exc.strerror}") from exc
         except OSError as exc:
             raise NotifierUnavailableError(f"{self._path}: {exc.strerror}") from exc
@@ -230,7 +236,7 @@ class FileTerminator(Terminator):
     def _append(self, line: str) -> None:
         try:
             _append(self._path, line)
-        except (PermissionError, NotADirectoryError) as exc:
+        except _FINAL as exc:
             raise TerminatorDeniedError(f"{self._path}: {exc.strerror}") from exc
         except OSError as exc:
             raise TerminatorUnavailableError(f"{self._path}: {exc.strerror}") from exc
@@ -310,7 +316,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class FileLogSpool(LogSpool):
-    """A file of mode 0600 that is read from its front and written at its end, and emptied when read.
+    """A file of mode 0600, written and read in a circle: what is read makes room, and its size is bounded.
 
     It begins empty: what an earlier life left in it is gone.
 
@@ -321,68 +327,93 @@ class FileLogSpool(LogSpool):
 
     def __init__(self, path: Path, max_bytes: int = _SPOOL_BYTES) -> None:
         self._path, self._max_bytes = path, max_bytes
-        self._count = self._read_from = self._size = 0
         self._descriptor: int | None = None
+        self._count = self._read_at = self._write_at = 0
+        self._turn_at: int | None = None
+        """Where the reader has to go back to the front, as the writer did; None while it is ahead."""
 
     def push(self, events: Sequence[LogEvent]) -> None:
-        lines = "".join(f"{json.dumps([event.timestamp_ms, event.text])}\n" for event in events)
-        if self._size + len(lines) > self._max_bytes:
+        lines = "".join(f"{json.dumps([event.timestamp_ms, event.text])}\n" for event in events).encode()
+        at = self._room_for(len(lines))
+        if at is None:
             raise SpoolError(f"{self._path}: the spool holds {self._max_bytes} bytes at most")
         try:
-            descriptor = self._open()
-            try:
-                _write_all(descriptor, lines)
-            except OSError:
-                os.ftruncate(descriptor, self._size)
-                raise
+            # What fails half way lies where nothing is read, and is written over.
+            _write_all_at(self._open(), lines, at)
         except OSError as exc:
             raise SpoolError(f"{self._path}: {exc.strerror}") from exc
-        self._size += len(lines)
+        if at < self._write_at:
+            self._turn_at = self._write_at
+        self._write_at = at + len(lines)
         self._count += len(events)
 
     def pop(self, max_bytes: int) -> list[LogEvent]:
         if self._count == 0:
             return []
-        popped: list[LogEvent] = []
-        total = 0
         try:
-            for line in self._lines():
-                event = LogEvent(*json.loads(line))
-                total += len(event.text.encode())
-                if popped and total > max_bytes:
-                    break
-                popped.append(event)
-                self._read_from += len(line)
-            self._count -= len(popped)
-            if self._count == 0:
-                self._empty()
+            with self._path.open("rb") as stream:
+                popped = self._take(stream, max_bytes)
         except (OSError, ValueError, TypeError) as exc:
-            self._count = 0
+            self.close()
             raise SpoolError(f"{self._path}: {exc}") from exc
+        if self._count == 0:
+            self._empty()
         return popped
 
     def __len__(self) -> int:
         return self._count
 
     def close(self) -> None:
-        """Removes the file."""
+        """Removes the file, and forgets what was in it."""
+        self._empty()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink()
+
+    def _room_for(self, size: int) -> int | None:
+        """Where so many bytes can be written; None: nowhere."""
+        if self._turn_at is not None:
+            return self._write_at if self._write_at + size <= self._read_at else None
+        if self._write_at + size <= self._max_bytes:
+            return self._write_at
+        return 0 if size <= self._read_at else None
+
+    def _take(self, stream: BinaryIO, max_bytes: int) -> list[LogEvent]:
+        popped: list[LogEvent] = []
+        total = 0
+        stream.seek(self._read_at)
+        while self._count:
+            if self._read_at == self._turn_at:
+                self._read_at, self._turn_at = stream.seek(0), None
+            line = stream.readline()
+            event = LogEvent(*json.loads(line))
+            total += len(event.text.encode())
+            if popped and total > max_bytes:
+                break
+            popped.append(event)
+            self._read_at += len(line)
+            self._count -= 1
+        return popped
 
     def _open(self) -> int:
         if self._descriptor is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(self._path, flags, _PRIVATE)
         return self._descriptor
 
-    def _lines(self) -> Iterator[bytes]:
-        with self._path.open("rb") as stream:
-            stream.seek(self._read_from)
-            yield from stream
-
     def _empty(self) -> None:
-        os.ftruncate(self._open(), 0)
-        self._read_from = self._size = 0
+        self._count = self._read_at = self._write_at = 0
+        self._turn_at = None
+        if self._descriptor is not None:
+            with suppress(OSError):  # it only keeps its room on the disk
+                os.ftruncate(self._descriptor, 0)
+
+
+def _write_all_at(descriptor: int, data: bytes, at: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, at)
+        at, rest = at + written, rest[written:]

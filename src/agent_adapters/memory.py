@@ -18,6 +18,7 @@ from attrs import Factory, define, field, frozen
 from agent_adapters.wire import checked_message, journal_from_json, journal_to_json
 from agent_core.delivery import check_batch, event_bytes
 from agent_core.errors import (
+    ArchiveRefusedError,
     BinaryError,
     BinaryUnavailableError,
     ConfigAbsentError,
@@ -132,6 +133,10 @@ class InMemoryBinaryStore(BinaryStore):
     machine: Machine
     archives: dict[str, bytes] = Factory(lambda: {"2.336.0": b"a runner"})
     """Version to bytes; the last is the latest."""
+    arches: tuple[str, ...] = ("x64", "arm64")
+    """What there are archives for."""
+    damaged: set[str] = Factory(set)
+    """Versions whose archive cannot be unpacked, though its bytes are the promised ones."""
     tampered: bytes | None = None
     """What comes instead of the bytes that were promised."""
     seconds: float = 1.0
@@ -141,7 +146,7 @@ class InMemoryBinaryStore(BinaryStore):
         await asyncio.sleep(0)
         versions = list(self.archives)
         version = versions[-1] if request.version == "latest" and versions else request.version
-        if version not in self.archives:
+        if version not in self.archives or request.arch not in self.arches:
             raise BinaryUnavailableError(f"there is no runner {request.version} for {request.arch}")
         sha256 = hashlib.sha256(self.archives[version]).hexdigest()
         return Release(version=version, arch=request.arch, sha256=sha256)
@@ -149,8 +154,8 @@ class InMemoryBinaryStore(BinaryStore):
     async def install(self, release: Release, progress: Progress) -> None:
         if self.machine.installed is not None:
             raise BinaryError("the runner's root is not empty: remove it, or choose another")
-        if release.version not in self.archives:
-            raise BinaryUnavailableError(f"there is no runner {release.version}")
+        if release.version not in self.archives or release.arch not in self.arches:
+            raise BinaryUnavailableError(f"there is no runner {release.version} for {release.arch}")
         data = self.archives[release.version] if self.tampered is None else self.tampered
         progress(0, len(data))
         await asyncio.sleep(self.seconds)
@@ -158,6 +163,8 @@ class InMemoryBinaryStore(BinaryStore):
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 != release.sha256:
             raise DigestMismatchError(f"the digest is {sha256}, not {release.sha256}")
+        if release.version in self.damaged:
+            raise ArchiveRefusedError(f"the archive of {release.version} is damaged")
         self.machine.installed = release
 
 
@@ -251,6 +258,8 @@ class InMemoryRunnerProcess(RunnerProcess):
         return self._main
 
     async def output(self) -> AsyncIterator[OutputLine]:
+        if self._playing is None:
+            raise RunnerUnavailableError("the runner was not started")
         lines = self._lines
         while (line := await lines.get()) is not None:
             yield OutputLine(line)
@@ -438,7 +447,10 @@ class InMemoryNotifier(Notifier):
     @property
     def delivered(self) -> list[StatusMessage]:
         """What a consumer sees that drops repeats of a `message_id`, as a FIFO queue does by itself."""
-        return list({message.message_id: message for message in reversed(self.received)}.values())[::-1]
+        seen: dict[str, StatusMessage] = {}
+        for message in self.received:
+            seen.setdefault(message.message_id, message)
+        return list(seen.values())
 
 
 @define

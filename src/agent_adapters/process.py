@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from attrs import define, field
+from attrs import define
 
 from agent_adapters.archive import remove_tree
 from agent_adapters.host import ProcessEntry, identify, process_table
@@ -44,6 +44,8 @@ _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 _LISTENER: Final = "Runner.Listener"
 _INTERPRETERS: Final = frozenset({"bash", "node", "pwsh", "python", "python3", "sh"})
 _READ_BYTES: Final = 64 * 1024
+_MARK: Final = "RUNS_FLEET_TRACKED_ROOT"
+"""In the environment of the runner, and so of its descendants: a successor knows them by it."""
 _UMASK: Final = 0o077
 """The runner writes its credentials with the umask's permissions."""
 _TAIL_LINES: Final = 5
@@ -70,7 +72,7 @@ class _Start:
     is_listener: bool
     reader: asyncio.StreamReader
     transport: asyncio.ReadTransport
-    exited: asyncio.Event = field(factory=asyncio.Event)
+    exited: asyncio.Event
 
     @property
     def exit_code(self) -> int:
@@ -145,14 +147,14 @@ class SubprocessRunnerProcess(RunnerProcess):
 
     async def kill(self, known: Sequence[ProcessId] = ()) -> int:
         killed: set[ProcessId] = set()
-        while True:
-            left = await self._lane.run(partial(self._find, known))
-            if not left:
-                return len(killed)
-            for process in left:
-                _kill(process)
-            killed |= left
+        while left := await self._lane.run(partial(self._find, known)):
+            kept = {process for process in left if not _kill(process)}
+            if kept == left:
+                pids = ", ".join(str(process.pid) for process in sorted(kept))
+                raise RunnerUnavailableError(f"these processes may not be killed: {pids}")
+            killed |= left - kept
             await asyncio.sleep(_KILL_PAUSE_SECONDS)
+        return len(killed)
 
     async def remove(self) -> None:
         await self._lane.run(partial(remove_tree, self._root))
@@ -167,6 +169,8 @@ class SubprocessRunnerProcess(RunnerProcess):
         if not self._started:
             self._not_ours = frozenset(_children(os.getpid()))
         popen = self._popen(command, environment)
+        # From here on, whoever cancels this call leaves a process that `kill` finds.
+        exited = _watch_exit(popen)
         process = identify(popen.pid)
         if process is None or popen.stdout is None:
             raise RunnerUnavailableError(f"{command[0]} started, but /proc does not show it")
@@ -175,24 +179,22 @@ class SubprocessRunnerProcess(RunnerProcess):
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), popen.stdout
         )
-        start = _Start(popen, process, Path(command[0]).name == _LISTENER, reader, transport)
-        _watch_exit(start)
-        return start
+        return _Start(popen, process, Path(command[0]).name == _LISTENER, reader, transport, exited)
 
     def _popen(self, command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
                 command,
                 cwd=self._root,
-                env=environment,
+                env={**environment, _MARK: str(self._root)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 umask=_UMASK,
             )
-        except OSError as exc:
-            raise RunnerUnavailableError(f"{command[0]} cannot be started: {exc.strerror}") from exc
+        except (OSError, ValueError) as exc:  # no system takes a NUL in an argument
+            raise RunnerUnavailableError(f"{command[0]} cannot be started: {exc}") from exc
 
     def _current(self) -> _Start:
         if self._start is None:
@@ -202,7 +204,7 @@ class SubprocessRunnerProcess(RunnerProcess):
     # Finding
 
     def _find(self, known: Iterable[ProcessId]) -> set[ProcessId]:
-        """Every process of the runner that lives: by session, by parentage, by its program's path."""
+        """Every process of the runner that lives: by session, parentage, mark, its program's path."""
         table = {entry.id.pid: entry for entry in process_table()}
         ours = self._started | set(known)
         # A number that another process has by now leads no session of ours.
@@ -212,7 +214,10 @@ class SubprocessRunnerProcess(RunnerProcess):
         found = {
             entry.id
             for entry in table.values()
-            if entry.id in ours or entry.session in leaders or self._works_from_root(entry.id.pid)
+            if entry.id in ours
+            or entry.session in leaders
+            or self._works_from_root(entry.id.pid)
+            or self._is_marked(entry.id.pid)
         }
         found |= self._adopted(table)
         found |= _descendants(table, found)
@@ -245,6 +250,14 @@ class SubprocessRunnerProcess(RunnerProcess):
             # It is gone, another user's, or a kernel thread, which has no command line.
             return False
 
+    def _is_marked(self, pid: int) -> bool:
+        """Whether the process comes from the runner, by its environment."""
+        try:
+            variables = Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return os.fsencode(f"{_MARK}={self._root}") in variables
+
     def _take_note(self, process: ProcessId, entry: ProcessEntry) -> None:
         """Lets a dead orphan go for good; `_watch_exit` does so for what this process started."""
         if entry.is_dead and entry.parent_pid == os.getpid() and process not in self._started:
@@ -268,18 +281,19 @@ def _adopt_orphans() -> None:
         raise RunnerUnavailableError(f"orphans cannot be adopted: {os.strerror(number)}")
 
 
-def _watch_exit(start: _Start) -> None:
-    """Notes the process's exit when it happens, whatever becomes of its pipes."""
-    loop = asyncio.get_running_loop()
-    pidfd = os.pidfd_open(start.id.pid)
+def _watch_exit(popen: subprocess.Popen[bytes]) -> asyncio.Event:
+    """Notes the process's exit when it happens, whatever becomes of its pipes and of who started it."""
+    loop, exited = asyncio.get_running_loop(), asyncio.Event()
+    pidfd = os.pidfd_open(popen.pid)
 
     def note() -> None:
         loop.remove_reader(pidfd)
         os.close(pidfd)
-        start.popen.wait()
-        start.exited.set()
+        popen.wait()
+        exited.set()
 
     loop.add_reader(pidfd, note)
+    return exited
 
 
 async def _lines(start: _Start) -> AsyncIterator[OutputLine]:
@@ -313,18 +327,19 @@ def _descendants(table: Mapping[int, ProcessEntry], roots: set[ProcessId]) -> se
     return found
 
 
-def _kill(process: ProcessId) -> None:
-    """SIGKILL to that very process, and to no later one of its number."""
+def _kill(process: ProcessId) -> bool:
+    """SIGKILL to that very process, and to no later one of its number; False: it may not be killed."""
     try:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:
-        return
+        return True
     try:
         if identify(process.pid) == process:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
-        pass
-    except PermissionError as exc:
-        raise RunnerUnavailableError(f"process {process.pid} may not be killed") from exc
+        return True
+    except PermissionError:
+        return False
     finally:
         os.close(pidfd)
+    return True

@@ -66,5 +66,10 @@ class Lane:
             with suppress(InvalidStateError, RuntimeError):
                 settle()
 
-        threading.Thread(target=work, name=self._name, daemon=True).start()
+        try:
+            threading.Thread(target=work, name=self._name, daemon=True).start()
+        except RuntimeError as exc:
+            # The system has no thread left, perhaps because of the job; the lane is free for the next try.
+            self._taken.release()
+            raise self._busy(f"{self._name}: {exc}") from exc
         return future

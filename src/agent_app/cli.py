@@ -68,6 +68,9 @@ def _add_command(commands: Any, name: str, command: _Command, text: str) -> argp
 def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Signals]) -> ExitStatus:
     settings = loaded.settings
     errors = [*loaded.errors, *_missing_here(settings)]
+    if settings.profile == "aws" and {"profile", "job", "runner_archive"} & vars(parsed).keys():
+        # Somebody meant another profile: that is no reason to terminate the machine they sit at.
+        return _refuse(ExitStatus.USAGE, *errors)
     if settings.profile == "aws" or not _is_writable(settings.state_dir):
         # There is nothing here that could be terminated, nor a place to write down that it was asked for.
         return _refuse(ExitStatus.CONFIG, *errors)

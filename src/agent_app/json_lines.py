@@ -26,7 +26,7 @@ __all__ = ["JsonLinesDisplay"]
 
 
 class JsonLinesDisplay(Display):
-    """Logs to stderr: `timestamp`, `level`, `message`, `event`, `source`, `instance_id`, `job_id`, `phase`."""
+    """Logs to stderr."""
 
     def __init__(self, instance_id: str) -> None:
         handler = logging.StreamHandler(sys.stderr)

@@ -21,6 +21,7 @@ from agent_core.errors import (
     JobAlreadyRunError,
 )
 from agent_core.events import Downloading, JobTaken, Observer, PhaseEntered
+from agent_core.host_watch import HostWatch
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
 from agent_core.model import JobConfig, Registration, Release, ReleaseRequest, StopReason, StopRequest
@@ -36,7 +37,7 @@ from agent_core.ports import Ports
 from agent_core.recovery import Remains, adopt, inspect, observed_of
 from agent_core.registration import registration_for
 from agent_core.status import Observed
-from agent_core.supervision import HostWatch, Supervision
+from agent_core.supervision import Supervision
 
 __all__ = ["Agent"]
 
@@ -70,6 +71,7 @@ class Agent:
         self._life = Life(options, ports, now=now, rng=rng, observer=observer)
         self._options, self._ports = options, ports
         self._messenger = Messenger(self._life)
+        self._host_watch = HostWatch(self._life)
         self._supervision: Supervision | None = None
         self._inherited: Observed | None = None
         self._entered: dict[Phase, float] = {}
@@ -125,7 +127,7 @@ class Agent:
         await self._phase(Phase.PROVISIONING, lambda: self._provision(config))
         registration = registration_for(config, self._options)
         await self._phase(Phase.REGISTERING, lambda: self._register(registration))
-        self._supervision = Supervision(self._life, self._messenger, registration)
+        self._supervision = Supervision(self._life, self._messenger, self._host_watch, registration)
         await self._supervision.run()
 
     async def _phase(self, phase: Phase, work: _Work[_T]) -> _T:
@@ -153,7 +155,7 @@ class Agent:
     async def _boot(self, refused: AgentError | None) -> None:
         """Looks at the host, and at what an earlier agent left here."""
         life = self._life
-        sample = await HostWatch(life).look()
+        sample = await self._host_watch.look()
         remains, record = await inspect(life)
         if remains is Remains.ALIVE and record is not None:
             raise AgentAliveError(f"the agent with process ID {record.agent and record.agent.pid} works here")
@@ -193,7 +195,7 @@ class Agent:
                 if not told:
                     self._life.warn(f"no config yet, asked again {patience}: {exc}")
                 told = True
-                await asyncio.sleep(min(config_poll_delay(waited, self._life.rng), standby - waited))
+                await asyncio.sleep(config_poll_delay(waited, standby, self._life.rng))
 
     async def _fetch(self, seconds: float) -> JobConfig:
         return await within(seconds, "the config source", self._ports.config_source.fetch())

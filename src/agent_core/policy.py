@@ -123,15 +123,18 @@ _POLL_FAST_FOR_SECONDS: Final = 30.0
 _POLL_FAST_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 5.0
 _POLL_JITTER: Final = 0.2
+_POLL_SHORTEST_SECONDS: Final = 0.1
 
 
-def config_poll_delay(waited: float, rng: Random) -> float:
-    """Seconds to the next look for a config, after `waited` seconds without one.
+def config_poll_delay(waited: float, standby: float, rng: Random) -> float:
+    """Seconds to the next look for a config, after `waited` of `standby` seconds without one.
 
-    Every 2 s for 30 s, then every 5 s, each ± 20 %: a fleet that boots at once does not ask at once.
+    Every 2 s for 30 s, then every 5 s, each ± 20 %: a fleet that boots at once does not ask at once. The
+    last look is at the standby deadline; it is 0.1 s late rather than so near that no time would pass.
     """
     period = _POLL_FAST_SECONDS if waited < _POLL_FAST_FOR_SECONDS else _POLL_SECONDS
-    return period * rng.uniform(1 - _POLL_JITTER, 1 + _POLL_JITTER)
+    delay = period * rng.uniform(1 - _POLL_JITTER, 1 + _POLL_JITTER)
+    return min(delay, max(standby - waited, _POLL_SHORTEST_SECONDS))
 
 
 _RESTART_CODES: Final = frozenset({2, 3, 4})

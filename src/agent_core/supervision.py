@@ -9,15 +9,15 @@ from attrs import evolve
 from agent_core.console import Completed, Connected, Console, ConsoleEvent, Listening, Running
 from agent_core.deadline import abandon, wait_until_set, within
 from agent_core.ending import leave_no_process
-from agent_core.errors import DeadlineError, HostUnavailableError, RunnerError
+from agent_core.errors import DeadlineError, RunnerError
 from agent_core.events import JobCompleted, JobStarted, RunnerRestarting
+from agent_core.host_watch import HostWatch
 from agent_core.life import Life
 from agent_core.messenger import Messenger
-from agent_core.model import HostSample, Registration, Secret, StopReason, StopRequest
+from agent_core.model import Registration, Secret
 from agent_core.phases import Phase
 from agent_core.policy import (
     CALL_SECONDS,
-    HOST_SAMPLE_SECONDS,
     JOURNAL_SECONDS,
     OUTPUT_END_SECONDS,
     Milestones,
@@ -27,52 +27,17 @@ from agent_core.policy import (
     restart_delay,
 )
 
-__all__ = ["HostWatch", "Supervision"]
-
-
-class HostWatch:
-    """Holds the host against the floors."""
-
-    def __init__(self, life: Life) -> None:
-        self._life = life
-        self._memory_low = False
-        self._blind = False
-
-    async def look(self) -> HostSample | None:
-        """Measures once, and stops or warns where a floor is undercut."""
-        life = self._life
-        try:
-            sample = await within(CALL_SECONDS, "measuring the host", life.ports.host_probe.sample())
-        except (HostUnavailableError, DeadlineError) as exc:
-            if not self._blind:
-                life.warn(f"the host cannot be measured: {exc}")
-            self._blind = True
-            return None
-        self._blind = False
-        if sample.free_disk_bytes < life.limits.min_free_disk_bytes:
-            life.stop(StopRequest(StopReason.DISK_FLOOR, _low("disk", sample.free_disk_bytes,
-                                                              life.limits.min_free_disk_bytes)))  # fmt: skip
-        memory_low = sample.available_memory_bytes < life.limits.min_available_memory_bytes
-        if memory_low and not self._memory_low:
-            life.warn(_low("memory", sample.available_memory_bytes, life.limits.min_available_memory_bytes))
-        self._memory_low = memory_low
-        return sample
-
-    async def keep_looking(self) -> None:
-        while True:
-            await self.look()
-            await asyncio.sleep(HOST_SAMPLE_SECONDS)
-
-
-def _low(what: str, measured: int, floor: int) -> str:
-    return f"{what} is low: {measured // 2**20} MB free, under the floor of {floor // 2**20} MB"
+__all__ = ["Supervision"]
 
 
 class Supervision:
     """LISTENING, RUNNING, STOPPING."""
 
-    def __init__(self, life: Life, messenger: Messenger, registration: Registration) -> None:
+    def __init__(
+        self, life: Life, messenger: Messenger, host_watch: HostWatch, registration: Registration
+    ) -> None:
         self._life, self._messenger, self._registration = life, messenger, registration
+        self._host_watch = host_watch
         self._runner = life.ports.runner_process
         self._milestones = Milestones(started=0.0)
         self._moved_on = asyncio.Event()
@@ -90,7 +55,7 @@ class Supervision:
         async with asyncio.TaskGroup() as group:
             aides = [
                 group.create_task(self._guarded(self._enforce_deadlines()), name="deadlines"),
-                group.create_task(self._guarded(HostWatch(self._life).keep_looking()), name="host watch"),
+                group.create_task(self._guarded(self._host_watch.keep_looking()), name="host watch"),
                 group.create_task(self._guarded(self._keep_journal()), name="journal"),
             ]
             try:

@@ -1,14 +1,26 @@
 """The design's invariants, over random lives: faults, timings, requests to stop, and crashes at any await."""
 
 import os
+from collections.abc import Coroutine
 from datetime import timedelta
+from typing import Any
+from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from attrs import evolve
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from agent_adapters.memory import RunnerScript
-from agent_core.model import JobResult, Limits, StopReason
+from agent_adapters.memory import InMemoryBinaryStore, RunnerScript
+from agent_core import chronicle, ending, status, supervision
+from agent_core.events import Printed
+from agent_core.life import Life
+from agent_core.lifecycle import Agent
+from agent_core.messenger import Messenger
+from agent_core.model import JobResult, Limits, OutputLine, Registration, Release, StopReason
+from agent_core.policy import Milestones, Watch, next_watch
+from agent_core.ports import Progress
+from agent_core.testing.simulation import SimulationError
 from support.lives import Plan, Stop, Trouble, check, play
 
 LIVES = int(os.environ.get("LIVES", "400"))
@@ -103,6 +115,74 @@ PLANS = st.builds(
 def test_invariants_hold_in_every_life(plan: Plan) -> None:
     """Whatever goes wrong, and whenever it dies, the instance goes and the queue hears one true status."""
     check(play(plan))
+
+
+async def _nothing(*_: object, **__: object) -> None:
+    pass
+
+
+async def _yes(*_: object, **__: object) -> bool:
+    return True
+
+
+def _late(milestones: Milestones, limits: Limits) -> Watch:
+    return evolve(next_watch(milestones, limits), at=1e9)
+
+
+async def _unbounded(_seconds: float, _what: str, work: Coroutine[Any, Any, Any]) -> Any:
+    return await work
+
+
+async def _unverified(store: InMemoryBinaryStore, release: Release, _progress: Progress) -> None:
+    store.machine.installed = release
+
+
+def _half(life: Life, line: OutputLine) -> None:
+    life.emit(Printed(line))
+    if "line" not in line.text:
+        life.delivery.write(line.text)
+
+
+async def _talkative(agent: Agent, registration: Registration) -> None:
+    agent._life.warn(f"registering with {registration.token and registration.token.reveal()}")
+
+
+PLANTED = {
+    "the deadlines of the runner are gone": (supervision, "next_watch", _late),
+    "the ending waits without a bound": (ending, "within", _unbounded),
+    "terminate is skipped": (ending.Ending, "_terminate", _nothing),
+    "the final message is dropped": (Messenger, "send_final", _yes),
+    "the final message has another ID each time": (status, "message_id", lambda *_: str(uuid4())),
+    "the runner's processes are left": (ending, "leave_no_process", _nothing),
+    "descendants of the runner are left": (supervision, "leave_no_process", _nothing),
+    "the digest is not looked at": (InMemoryBinaryStore, "install", _unverified),
+    "lines are lost": (Life, "print", _half),
+    "the token is in the log": (Agent, "_register", _talkative),
+    "the journal is not written": (chronicle.Chronicle, "save", _yes),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_planted_fault_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The invariants notice when one of the things that hold them is taken away."""
+    owner, name, replacement = PLANTED[what]
+    monkeypatch.setattr(owner, name, replacement)
+
+    @settings(
+        max_examples=2_000,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @given(PLANS)
+    def live(plan: Plan) -> None:
+        check(play(plan))
+
+    with pytest.raises((AssertionError, SimulationError)):
+        live()
 
 
 def test_same_seed_same_life() -> None:

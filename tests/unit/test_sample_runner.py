@@ -555,13 +555,18 @@ def test_ephemeral_runner_is_gone_after_its_job(make_runner: MakeRunner) -> None
 
 
 def test_runner_that_is_not_ephemeral_waits_for_another_job(make_runner: MakeRunner) -> None:
-    runner = make_runner(reconnects=1)
+    """Unless its exit code is to be the result, but even then it stays registered."""
+    runner = make_runner()
     assert runner.call("config.sh", "--unattended", "--url", URL, "--token", "T").code == 0
     process = runner.start("bin/Runner.Listener", "run")
     process.expect("completed with result: Succeeded")
     process.send(signal.SIGINT)
     ended = process.finish()
-    assert (ended.code, ended.out.count("Running job")) == (0, 1)
+    assert ended.code == 0
+    assert ended.out.endswith("completed with result: Succeeded\nExiting...\n")
+
+    ended = runner.call("bin/Runner.Listener", "run", ACTIONS_RUNNER_RETURN_JOB_RESULT_FOR_HOSTED="true")
+    assert ended.code == 100
     assert (runner.root / ".runner").exists()
 
 
@@ -870,13 +875,15 @@ def test_sigint_to_the_group_cancels_the_job(make_runner: MakeRunner) -> None:
     assert "Job completed." in runner.log("Worker")
 
 
-def test_a_canceled_job_exits_0_even_where_the_result_is_asked_for(make_runner: MakeRunner) -> None:
-    runner = make_runner("echo begun\nread -r _ < $HOME/gate\n")
+def test_a_canceled_job_is_canceled_whatever_the_worker_says(make_runner: MakeRunner) -> None:
+    """And exits 0, even where the result is asked for."""
+    runner = make_runner("echo begun\nread -r _ < $HOME/gate\n", result="Succeeded")
     runner.fifo("gate")
     process = runner.listen(ACTIONS_RUNNER_RETURN_JOB_RESULT_FOR_HOSTED="true")
     process.expect("begun")
     process.send(signal.SIGINT)
-    assert process.finish().code == 0
+    ended = process.finish()
+    assert (ended.code, "result: Canceled\n" in ended.out) == (0, True)
 
 
 def test_steps_after_the_canceled_one_do_not_run(make_runner: MakeRunner) -> None:
@@ -1007,7 +1014,7 @@ def test_a_lost_job_has_no_result(make_runner: MakeRunner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("crash", "code"), [({"signal": 9}, -9), ({"signal": 11}, -11), ({"code": 134}, 134)]
+    ("crash", "code"), [({"signal": 9}, -9), ({"signal": 15}, -15), ({"code": 134}, 134)]
 )
 def test_worker_and_step_outlive_their_listener(
     make_runner: MakeRunner, crash: dict[str, int], code: int

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import math
 import random
 import sys
 import threading
@@ -14,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent_core.testing import simulation
@@ -33,12 +34,12 @@ from agent_core.testing.simulation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 
 HOUR = 3600.0
 SEEDS = range(100)
 ORDERS_OF_THREE = set(itertools.permutations(range(3)))
-CHURN = random.Random()  # noqa: S311  unseeded on purpose: it must not matter
+CHURN = random.Random()  # unseeded on purpose: it must not matter
 
 
 def now() -> float:
@@ -63,9 +64,11 @@ class TestTime:
         assert run(main) == [30.0 * tick for tick in range(1, 721)]
 
     @given(st.lists(st.floats(0, 1e9), max_size=20), st.sampled_from([0.0, 1e6, 1.7e9]))
+    @example([1.0, 1.05, 1.000001], 0.0)
     def test_is_exact_and_ordered(self, delays: list[float], start: float) -> None:
         """Each sleeper wakes at its time (within the resolution), none before an earlier one."""
         woken: list[tuple[float, float]] = []
+        finest = max(1e-9, math.ulp(start + max(delays, default=0)))
 
         async def sleeper(delay: float) -> None:
             due = now() + delay
@@ -80,7 +83,7 @@ class TestTime:
         loop.close()
         assert len(woken) == len(delays)
         assert [at for _, at in woken] == sorted(at for _, at in woken)
-        assert all(due - loop._clock_resolution <= at <= due for due, at in woken)
+        assert all(due - finest <= at <= due for due, at in woken)
 
     def test_timers_due_together_run_together(self) -> None:
         """Sums of floats that differ by rounding are one moment: 0.1 + 0.1 + 0.1 is not after 0.3."""
@@ -179,19 +182,25 @@ class TestFaults:
             run(main)
         assert log == [7]
 
-    def test_what_cannot_be_cancelled_is_dropped(self) -> None:
-        """A task that goes on waiting for ever makes a second error and no noise."""
+    def test_what_cannot_be_cancelled_is_dropped(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A task that goes on waiting for ever makes a second error, no noise, and ends as by a crash."""
+        log = []
 
         async def main() -> None:
-            while True:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await wait_for_ever()
+            try:
+                while True:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await wait_for_ever()
+            finally:
+                log.append("finally")
 
         with pytest.raises(ExceptionGroup) as caught:
             run(main)
         assert [type(error) for error in caught.value.exceptions] == [DeadlockError, DeadlockError]
         del caught
         gc.collect()
+        assert log == []
+        assert caplog.records == []
 
     @pytest.mark.parametrize("limit", [10, 1000])
     def test_livelock(self, limit: int) -> None:
@@ -214,7 +223,7 @@ class TestFaults:
             for _ in itertools.repeat(None):
                 await asyncio.sleep(0)
 
-        with pytest.raises(LivelockError, match="100000"):
+        with pytest.raises(LivelockError, match="in 100000 iterations"):
             run(spin)
 
     def test_deadline(self) -> None:
@@ -235,7 +244,8 @@ class TestFaults:
 
         async def main(patience: float) -> None:
             try:
-                await asyncio.sleep(100)
+                for _ in itertools.repeat(None):
+                    await asyncio.sleep(10)
             finally:
                 await asyncio.sleep(patience)
 
@@ -452,27 +462,31 @@ class TestTheEnd:
         assert log == ["a", "started late", "generator"]
 
     def test_closes_async_generators_in_a_seeded_order(self) -> None:
-        def trace(seed: int) -> tuple[int, ...]:
-            log: list[int] = []
-            ballast = [object() for _ in range(CHURN.randrange(99))]
+        """Not in that of their addresses, which is another in each run."""
 
-            async def generate(number: int) -> AsyncIterator[int]:
+        def trace() -> list[int]:
+            log: list[int] = []
+
+            async def generate(number: list[int]) -> AsyncIterator[int]:
                 try:
-                    yield number
+                    yield 1
                 finally:
-                    log.append(number)
+                    log.extend(number)
 
             async def main() -> None:
-                generators.extend(generate(number) for number in range(4))
-                for generator in generators:
+                for number, (box, generator) in enumerate(generators):
+                    box.append(number)
                     await anext(generator)
-                ballast.clear()
 
-            generators: list[AsyncIterator[int]] = []
-            run(main, seed=seed)
-            return tuple(log)
+            boxes: list[list[int]] = [[] for _ in range(8)]
+            generators = [(box, generate(box)) for box in boxes]
+            CHURN.shuffle(generators)
+            run(main, seed=5)
+            return log
 
-        assert len({trace(5) for _ in range(50)}) == 1
+        expected = trace()
+        assert sorted(expected) == list(range(8))
+        assert all(trace() == expected for _ in range(50))
 
     def test_leaves_the_event_loop_policy_alone(self) -> None:
         policy = asyncio.get_event_loop_policy()
@@ -662,12 +676,13 @@ class TestOrder:
             tasks.append(asyncio.create_task(note(1)))
             loop.call_soon(log.append, 3)
             await asyncio.wait(tasks)
-            done = asyncio.create_task(asyncio.sleep(0))
-            loop.call_soon(done.add_done_callback, lambda _: log.append(4))
-            loop.call_soon(log.append, 5)
+            named = asyncio.create_task(asyncio.sleep(9))
+            for name in "456":
+                loop.call_soon(named.set_name, name)
             await asyncio.sleep(1)
+            log.append(int(named.get_name()))
 
-        assert self.orders(play) == {(0, 1, 2, 1, 3, 5, 4)}
+        assert self.orders(play) == {(0, 1, 2, 1, 3, 6)}
 
     def test_is_that_of_one_step_each(self) -> None:
         """Of tasks that are always ready, none is two steps ahead."""
@@ -685,10 +700,8 @@ class TestOrder:
 
     def test_names_are_the_same_in_each_run(self) -> None:
         async def main() -> list[str]:
-            tasks = [
-                asyncio.create_task(asyncio.sleep(0)),
-                asyncio.create_task(asyncio.sleep(0), name="mine"),
-            ]
+            create = asyncio.get_running_loop().create_task
+            tasks = [create(asyncio.sleep(0)), create(asyncio.sleep(0), name="mine")]
             await asyncio.wait(tasks)
             return [task.get_name() for task in tasks]
 
@@ -724,8 +737,9 @@ class LastWords:
 
     async def stream(self) -> AsyncIterator[int]:
         try:
-            yield 1
-            await self.inner()
+            with self.sync_context():
+                yield 1
+                await self.inner()
         finally:
             self.said.append("async generator")
 
@@ -738,6 +752,30 @@ class LastWords:
         finally:
             self.said.append("finally")
             await asyncio.sleep(0)
+
+    async def read(self, stream: AsyncIterator[int]) -> None:
+        await anext(stream, None)
+
+    async def wait_by_hand(self) -> None:
+        said = self.said
+
+        class Awaitable:
+            def __await__(self) -> Generator[Any, Any, Any]:
+                return self  # type: ignore[return-value]  # an iterator is enough
+
+            def __next__(self) -> Any:
+                future = asyncio.get_running_loop().create_future()
+                future._asyncio_future_blocking = True
+                return future
+
+            def throw(self, error: type[BaseException] | BaseException, *_: object) -> None:
+                said.append("throw")
+                raise error
+
+            def close(self) -> None:
+                said.append("close")
+
+        await Awaitable()
 
     async def coroutine(self) -> None:
         said = self.said
@@ -758,9 +796,14 @@ class LastWords:
 
     async def main(self) -> None:
         self.task = asyncio.create_task(self.coroutine())
-        self.kept_stream = self.stream()
-        await anext(self.kept_stream)
-        self.reader: object = asyncio.create_task(anext(self.kept_stream))  # type: ignore[arg-type]
+        self.streams = [self.stream() for _ in range(3)]
+        for stream in self.streams:
+            await anext(stream)
+        self.readers: list[object] = [
+            asyncio.create_task(anext(self.streams[0])),  # type: ignore[arg-type]
+            asyncio.create_task(self.read(self.streams[1])),
+            asyncio.create_task(self.wait_by_hand()),
+        ]
         self.task.add_done_callback(lambda _: self.said.append("callback"))
         self.task_not_started = None
         try:
@@ -823,6 +866,7 @@ class TestCrash:
             "except",
             "finally",
             "__del__",
+            "throw",
             "callback",
             "main",
         }
@@ -901,21 +945,77 @@ class TestCrash:
         """The tracer, the hook and the collector are back in place, and nothing is kept."""
         events = []
 
-        def tracer(*_: object) -> None:
-            events.append(1)
+        def tracer(*_: object, depth: int = 9) -> None:
+            if depth:
+                tracer(depth=depth - 1)
+            else:
+                events.append(1)
 
-        limit, hook, before = sys.getrecursionlimit(), sys.unraisablehook, sys.gettrace()
+        def report(_: object) -> None:
+            pass
+
+        limit, before = sys.getrecursionlimit(), (sys.gettrace(), sys.unraisablehook)
         sys.settrace(tracer)
+        sys.unraisablehook = report
         try:
             with pytest.raises(SimulatedCrashError):
                 run(LastWords().main, crash_at=5)
             assert sys.gettrace() is tracer
+            assert sys.unraisablehook is report
         finally:
-            sys.settrace(before)
+            sys.settrace(before[0])
+            sys.unraisablehook = before[1]
         assert events
-        assert (sys.getrecursionlimit(), sys.unraisablehook) == (limit, hook)
+        assert sys.getrecursionlimit() == limit
         assert gc.isenabled()
         assert simulation._kept == []
+
+    def test_silences_no_stranger(self) -> None:
+        """Finalizers of what the collector finds meanwhile do run, though those of the dead do not."""
+        said = []
+
+        class Stranger:
+            def __init__(self) -> None:
+                self.me = self
+
+            def __del__(self) -> None:
+                said.append("stranger")
+
+        async def hold() -> None:
+            _ = Stranger()
+            await wait_for_ever()
+
+        async def main() -> None:
+            await asyncio.gather(*(hold() for _ in range(9)))
+
+        thresholds = gc.get_threshold()
+        gc.set_threshold(1)
+        try:
+            with pytest.raises(SimulatedCrashError):
+                run(main, crash_at=2)
+        finally:
+            gc.set_threshold(*thresholds)
+        gc.collect()
+        assert said == ["stranger"] * 9
+
+    def test_silences_the_programs_own_exception_handler(self) -> None:
+        """It is code of the dead program, too."""
+        handled: list[object] = []
+        kept: list[object] = []
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: handled.append(context))
+            future = loop.create_future()
+            future.set_exception(ZeroDivisionError())
+            kept.append(future)
+            await asyncio.sleep(1)
+
+        with pytest.raises(SimulatedCrashError):
+            run(main, crash_at=2)
+        kept.clear()
+        gc.collect()
+        assert handled == []
 
     def test_frees_the_memory(self) -> None:
         """Of a thousand dead programs, nothing is left."""
@@ -934,10 +1034,9 @@ class TestCrash:
             crash()
         assert count() - before < 1000
 
-    def test_keeps_what_it_cannot_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where a tool takes the end of the stack for itself, coroutines are kept rather than let speak."""
-        kept: list[object] = []
-        monkeypatch.setattr(simulation, "_kept", kept)
+    def test_is_silent_under_a_profiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also where a tool takes the end of the stack for itself."""
+        monkeypatch.setattr(simulation, "_kept", kept := list[object]())
         words = LastWords()
         sys.setprofile(lambda *_: None)
         try:
@@ -945,10 +1044,27 @@ class TestCrash:
                 run(words.main, crash_at=6)
         finally:
             sys.setprofile(None)
+        simulation._discard(kept)
         assert words.said == []
+
+    def test_keeps_what_it_cannot_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If what looks like the end of the stack is none, coroutines are kept rather than let speak."""
+        monkeypatch.setattr(simulation, "_kept", kept := list[object]())
+        discard, calls = simulation._discard_at_end_of_stack, itertools.count()
+
+        def end_early(*arguments: Any) -> None:
+            if next(calls):
+                raise RecursionError
+            discard(*arguments)
+
+        monkeypatch.setattr(simulation, "_discard_at_end_of_stack", end_early)
+        words = LastWords()
+        with pytest.raises(SimulatedCrashError):
+            run(words.main, crash_at=6)
         assert len(kept) > 3
         monkeypatch.undo()
         simulation._discard(kept)
+        gc.collect()
         assert words.said == []
 
 

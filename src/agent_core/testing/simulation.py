@@ -18,11 +18,13 @@ import asyncio
 import gc
 import itertools
 import math
+import operator
 import random
 import sys
 import weakref
 from _thread import get_ident
 from datetime import UTC, datetime, timedelta
+from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
@@ -209,9 +211,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _abandon(self) -> None:
         self._crashed = True
         self.set_exception_handler(None)
-        idle = [generator.aclose() for generator in self._asyncgens if not generator.ag_running]
-        _discard([*(task.get_coro() for task in self._pending), *self._asyncgens, *idle])
-        self._pending.clear()
+        coroutines = [task.get_coro() for task in self._pending]
+        _discard([*coroutines, *(generator.aclose() for generator in self._asyncgens)])
         self.close()
 
     def run_forever(self) -> None:
@@ -301,7 +302,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
 
 _REFUSED = {
-    "add_ connect_ create_ getaddrinfo getnameinfo remove_ sendfile sock_ start_ subprocess_": RefusedError,
+    "add_ connect_ create_ remove_ sendfile sock_ start_ subprocess_": RefusedError,
     "run_in_executor set_default_executor": ThreadRefusedError,
     "set_task_factory": RefusedError,  # other tasks would not replay
 }
@@ -350,7 +351,7 @@ class _OrderedWeakSet(weakref.WeakKeyDictionary[Any, None]):
 
 
 def _steps_a_task(handle: asyncio.Handle) -> bool:
-    """Whether it starts, resumes or wakes a task: by a callback of that task that is no public method."""
+    """Whether its callback is of a task, and no public method: then it starts, resumes or wakes that task."""
     callback = handle._callback  # type: ignore[attr-defined]  # noqa: SLF001  there is no public way
     task = getattr(callback, "__self__", None)
     return isinstance(task, _Task) and not hasattr(task, getattr(callback, "__name__", ""))
@@ -358,9 +359,9 @@ def _steps_a_task(handle: asyncio.Handle) -> bool:
 
 def _chain(awaitable: Any) -> Iterator[Any]:
     """What it awaits, what that awaits, and so on: from the outside inwards."""
-    while awaitable:
+    while awaitable is not None:
         yield awaitable
-        awaitable = getattr(awaitable, "cr_await", None) or getattr(awaitable, "ag_await", None)
+        awaitable = getattr(awaitable, "cr_await", None)
 
 
 def _where(task: asyncio.Task[Any]) -> str:
@@ -369,6 +370,7 @@ def _where(task: asyncio.Task[Any]) -> str:
 
 
 _kept: list[object] = []
+_throw_exit = operator.methodcaller("throw", GeneratorExit)
 
 
 def _discard(awaitables: list[Any]) -> None:
@@ -379,8 +381,8 @@ def _discard(awaitables: list[Any]) -> None:
     RecursionError that ends it, with all that its frame held, and does not resume it. Where that fails (for a
     profiler in Python, say, which needs stack of its own), all is kept for ever instead.
     """
-    chains = [list(_chain(awaitable)) for awaitable in awaitables]
-    parts = [part for chain in chains for part in reversed(chain) if hasattr(part, "throw")]
+    chain = [each for awaitable in awaitables for each in _chain(awaitable)]
+    parts = [each for each in chain if isinstance(getattr(each, "throw", None), BuiltinMethodType)]
     ran: list[bool] = []
     canary = _canary(ran)
     canary.send(None)
@@ -407,23 +409,19 @@ async def _canary(ran: list[bool]) -> None:
 
 
 def _discard_at_end_of_stack(parts: list[Any], canary: Any, ran: list[bool]) -> None:
-    # Down here, whatever is a frame fails: calls of Python functions, `with suppress(...)`, logging.
+    # Down here, all fails that needs a frame, `suppress` among it. CPython 3.11 counts some calls in C, too, so
+    # that the throw fails in the last frames, and works a few frames up. It is one call for all: of several
+    # `part.throw(…)`, the specializing interpreter would count some and others not.
     try:  # noqa: SIM105
         _discard_at_end_of_stack(parts, canary, ran)
     except RecursionError:  # this is the end
         pass
     if canary.cr_frame is None:
         return
-    try:  # noqa: SIM105
-        canary.throw(GeneratorExit)
-    except (RecursionError, GeneratorExit):
-        pass
-    # If the canary could run, this is not the end: no other is touched. If nothing happened to it, `throw`
-    # was itself a call too many: CPython 3.11 counts those in C, too. Then one frame up is the place.
-    if ran or canary.cr_frame is not None:
-        return
-    for part in parts:
+    for part in (canary, *parts):
         try:  # noqa: SIM105
-            part.throw(GeneratorExit)
+            _throw_exit(part)
         except (Exception, GeneratorExit):  # noqa: BLE001, S110  it has ended, now or before
             pass
+        if ran or canary.cr_frame is not None:
+            return  # where the canary can run, or cannot be reached, the others are not touched

@@ -2,10 +2,9 @@
 """What any ConfigSource promises."""
 
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Final
 
 from attrs import evolve, fields
@@ -34,32 +33,33 @@ _JIT_CONFIG: Final = "eyJwbGFudGVkIjoiaml0LWNvbmZpZyJ9"
 _CACHE_TOKEN: Final = "EEFFGGHH-planted-cache-token"  # noqa: S105 - planted
 _SECRETS: Final = (_TOKEN, _JIT_CONFIG, _CACHE_TOKEN)
 
-_MINIMAL: Final[Mapping[str, object]] = MappingProxyType(
-    {"org": "Shavakan", "repo": "my-repo", "labels": ["runs-fleet=12345"], "jit_token": _TOKEN}
-)
-_FULL: Final[Mapping[str, object]] = MappingProxyType(
-    {
-        "org": "Shavakan",
-        "repo": "Shavakan/my-repo",
-        "labels": ["runs-fleet=12345", "runner=2cpu-linux-arm64"],
-        "jit_token": _TOKEN,
-        "jit_config": _JIT_CONFIG,
-        "runner_group": "Größe L",
-        "job_id": "67890",
-        "run_id": "12345",
-        "runner_name": "runner-1",
-        "is_org": True,
-        "created_at": "2025-11-25T11:00:00+01:00",
-        "termination_queue_url": "https://sqs.invalid/123456789012/termination.fifo",
-        "cache_url": "https://cache.invalid/",
-        "cache_token": _CACHE_TOKEN,
-        "runner_logs_bucket": "my-logs",
-        "runner_logs_prefix": "some/prefix",
-        "runner_version": "2.336.0",
-        "runner_sha256": "ab" * 32,
-        "max_runtime_minutes": 45,
-    }
-)
+_MINIMAL: Final[dict[str, object]] = {
+    "org": "Shavakan",
+    "repo": "my-repo",
+    "labels": ["runs-fleet=12345"],
+    "jit_token": _TOKEN,
+}
+_FULL: Final[dict[str, object]] = {
+    "org": "Shavakan",
+    "repo": "Shavakan/my-repo",
+    "labels": ["runs-fleet=12345", "runner=2cpu-linux-arm64"],
+    "jit_token": _TOKEN,
+    "jit_config": _JIT_CONFIG,
+    "runner_group": "Größe L",
+    "job_id": "67890",
+    "run_id": "12345",
+    "runner_name": "runner-1",
+    "is_org": True,
+    "created_at": "2025-11-25T11:00:00+01:00",
+    "termination_queue_url": "https://sqs.invalid/123456789012/termination.fifo",
+    "cache_url": "https://cache.invalid/",
+    "cache_token": _CACHE_TOKEN,
+    "runner_logs_bucket": "my-logs",
+    "runner_logs_prefix": "some/prefix",
+    "runner_version": "2.336.0",
+    "runner_sha256": "ab" * 32,
+    "max_runtime_minutes": 45,
+}
 _FULL_CONFIG: Final = JobConfig(
     org="Shavakan",
     repo="Shavakan/my-repo",
@@ -82,29 +82,27 @@ _FULL_CONFIG: Final = JobConfig(
     max_runtime_minutes=45,
 )
 
-_FAULTS: Final[Mapping[str, Sequence[object]]] = MappingProxyType(
-    {
-        "org": (None, 5, "", "no spaces", "a/b"),
-        "repo": (None, [], "a/b/c"),
-        "labels": (None, [], "runner", [5], ["with,comma"], [""]),
-        "jit_token": (5, [_TOKEN], {"token": _TOKEN}, f"{_TOKEN}\n", f"{_TOKEN}é", ""),
-        "jit_config": (True, [_JIT_CONFIG], f"{_JIT_CONFIG}\x00"),
-        "cache_token": ({"value": _CACHE_TOKEN}, f"{_CACHE_TOKEN}\x7f"),
-        "runner_group": (5, "two\nlines"),
-        "job_id": (1.5, True, ["67890"]),
-        "run_id": (False, {}),
-        "runner_name": (7, "n" * 65),
-        "is_org": ("true", 1),
-        "created_at": (5, "yesterday", "2025-11-25T10:00:00"),
-        "termination_queue_url": (5, ""),
-        "cache_url": ([],),
-        "runner_logs_bucket": (5,),
-        "runner_logs_prefix": (5,),
-        "runner_version": (2.336, "v2.336.0", "3.0.0"),
-        "runner_sha256": ("ab", "AB" * 32, 5),
-        "max_runtime_minutes": (0, -5, 1.5, "45", True),
-    }
-)
+_FAULTS: Final[dict[str, Sequence[object]]] = {
+    "org": (None, 5, "", "no spaces", "a/b"),
+    "repo": (None, [], "a/b/c"),
+    "labels": (None, [], "runner", [5], ["with,comma"], [""]),
+    "jit_token": (5, [_TOKEN], {"token": _TOKEN}, f"{_TOKEN}\n", f"{_TOKEN}é", ""),
+    "jit_config": (True, [_JIT_CONFIG], f"{_JIT_CONFIG}\x00"),
+    "cache_token": ({"value": _CACHE_TOKEN}, f"{_CACHE_TOKEN}\x7f"),
+    "runner_group": (5, "two\nlines"),
+    "job_id": (1.5, True, ["67890"]),
+    "run_id": (False, {}),
+    "runner_name": (7, "n" * 65),
+    "is_org": ("true", 1),
+    "created_at": (5, "yesterday", "2025-11-25T10:00:00"),
+    "termination_queue_url": (5, ""),
+    "cache_url": ([],),
+    "runner_logs_bucket": (5,),
+    "runner_logs_prefix": (5,),
+    "runner_version": (2.336, "v2.336.0", "3.0.0"),
+    "runner_sha256": ("ab", "AB" * 32, 5),
+    "max_runtime_minutes": (0, -5, 1.5, "45", True),
+}
 """What cannot be the value of a field, for every field that there is."""
 
 _NO_DOCUMENTS: Final = (
@@ -115,15 +113,15 @@ _NO_DOCUMENTS: Final = (
     "[]",
     f'"{_TOKEN}"',
     f'[{{"jit_token": "{_TOKEN}"}}]',
-    json.dumps(dict(_FULL))[:-1],
-    json.dumps(dict(_FULL))[:-60],
+    json.dumps(_FULL)[:-1],
+    json.dumps(_FULL)[:-60],
     f"jit_token: {_TOKEN}",
     "[" * 100_000,
 )
 """What is no JSON object."""
 
 
-class ConfigSourceContract(Contract):
+class ConfigSourceContract(Contract, ABC):
     """Holds a ConfigSource to its promises."""
 
     @abstractmethod
@@ -203,7 +201,7 @@ class ConfigSourceContract(Contract):
         expected = JobConfig(
             org="Shavakan", repo="my-repo", labels=("runs-fleet=12345",), jit_token=Secret(_TOKEN)
         )
-        nulls = dict.fromkeys(_FULL.keys() - _MINIMAL.keys())
+        nulls: dict[str, object] = dict.fromkeys(_FULL.keys() - _MINIMAL.keys())
 
         for document in (_MINIMAL, _MINIMAL | nulls):
             self.put_document(document)
@@ -252,7 +250,7 @@ class ConfigSourceContract(Contract):
 
         config = await source.fetch()
 
-        shown = f"{config!r} {config} {config.jit_token} {config.jit_config!r} {config.cache_token:>40}"
+        shown = f"{config!r} {config} {config.jit_token} {config.jit_config!r} {config.cache_token!s}"
         assert not any(secret in shown for secret in _SECRETS)
         assert config.jit_token is not None
         assert config.jit_token.reveal() == _TOKEN

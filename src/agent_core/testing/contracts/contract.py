@@ -3,7 +3,6 @@
 
 import asyncio
 import traceback
-from abc import ABC
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import wraps
 from typing import Any, ClassVar, Final, TypeVar
@@ -20,21 +19,23 @@ __all__ = [
     "eventually",
     "impossible",
     "on_loop",
+    "until",
 ]
 
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=BaseException)
 _C = TypeVar("_C", bound="Contract")
 
-_BUSY_PAUSE_SECONDS: Final = 0.01
+_PAUSE_SECONDS: Final = 0.01
+_BUSY_SECONDS: Final = 30.0
 _CANCEL_STEPS: Final = 12
 """Iterations of the loop: more than any call needs to get under way."""
 
 
-class Contract(ABC):
+class Contract:
     """A suite: what any adapter of one port is held to.
 
-    A subclass is given the adapter by `make`, and a back door past the port by the other abstract methods.
+    Its subclass says by `make` what is tested; its other abstract methods are a back door past the port.
     pytest makes a new object for each test, so `setup_method` is the place to set things up.
     """
 
@@ -130,10 +131,14 @@ def _chain(error: BaseException) -> list[BaseException]:
 # Cancelling
 
 
-async def cancel_at_any_step(call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+async def cancel_at_any_step(
+    call: Callable[[], Coroutine[Any, Any, object]],
+    clear: Callable[[], Coroutine[Any, Any, object]] | None = None,
+) -> None:
     """Begins the call over and over, and cancels it one step later each time; it leaves no task behind.
 
     What a cancelled call has in a thread may keep the next one from its work: that may then fail.
+    `clear` is called after each one.
     """
     for steps in range(_CANCEL_STEPS):
         before = asyncio.all_tasks()
@@ -144,14 +149,27 @@ async def cancel_at_any_step(call: Callable[[], Coroutine[Any, Any, object]]) ->
         await asyncio.wait({task})
         if not task.cancelled() and (error := task.exception()) is not None:
             assert isinstance(error, AgentError), f"not an error of this project: {error!r}"
+        if clear is not None:
+            await clear()
         left = [each.get_name() for each in asyncio.all_tasks() - before if not each.done()]
         assert not left, f"tasks are left: {left}"
 
 
 async def eventually(busy: type[AgentError], call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     """The call's result, once the calls that were cancelled are out of its way."""
+    end = asyncio.get_running_loop().time() + _BUSY_SECONDS
     while True:
         try:
             return await call()
         except busy:
-            await asyncio.sleep(_BUSY_PAUSE_SECONDS)
+            if asyncio.get_running_loop().time() > end:
+                raise
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def until(what: str, condition: Callable[[], bool]) -> None:
+    """Returns when the condition holds that nothing tells of."""
+    end = asyncio.get_running_loop().time() + _BUSY_SECONDS
+    while not condition():
+        assert asyncio.get_running_loop().time() < end, f"this does not come: {what}"
+        await asyncio.sleep(_PAUSE_SECONDS)

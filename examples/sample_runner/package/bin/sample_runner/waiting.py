@@ -1,12 +1,16 @@
 """Waits for whatever comes first: a signal, input, the end of a child, a deadline."""
 
+from __future__ import annotations
+
 import os
 import select
 import signal
 import time
-from collections.abc import Callable
-from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
 
 _AT_ONCE_BYTES = 4096
 

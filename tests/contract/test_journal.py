@@ -1,0 +1,199 @@
+"""The journals keep the promises of their port."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_adapters.filesystem import FileJournal
+from agent_adapters.memory import InMemoryJournal, Machine
+from agent_core.errors import JournalUnavailableError
+from agent_core.model import JournalRecord
+from agent_core.phases import Phase
+from agent_core.testing import simulation
+from agent_core.testing.contracts import JournalContract
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+RECORD = JournalRecord(instance_id="i-1", agent_version="0.1.0", phase=Phase.RUNNING, job_id="67890")
+
+
+class TestInMemoryJournal(JournalContract):
+    def setup_method(self) -> None:
+        self.machine = Machine()
+        self.made: list[InMemoryJournal] = []
+
+    def run(self, main: Coroutine[Any, Any, Any]) -> Any:
+        return simulation.run(lambda: main)
+
+    def make(self) -> InMemoryJournal:
+        self.made.append(InMemoryJournal(self.machine))
+        return self.made[-1]
+
+    def stored(self) -> bytes:
+        assert self.machine.journal is not None
+        return self.machine.journal.encode()
+
+    def store(self, content: bytes) -> None:
+        self.machine.journal = content.decode("utf-8", "replace")
+
+    def break_(self) -> None:
+        for journal in self.made:
+            journal.full = True
+
+    def mend(self) -> None:
+        for journal in self.made:
+            journal.full = False
+
+
+class TestFileJournal(JournalContract):
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path: Path, unprivileged: Callable[[], None]) -> None:
+        self.path = tmp_path / "state" / "journal.json"
+        self.drop_privileges = unprivileged
+
+    def make(self) -> FileJournal:
+        return FileJournal(self.path)
+
+    def stored(self) -> bytes:
+        return self.path.read_bytes()
+
+    def store(self, content: bytes) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_bytes(content)
+
+    def break_(self) -> None:
+        """A folder is in the way of the new file."""
+        self.new.mkdir(parents=True)
+
+    def mend(self) -> None:
+        self.new.rmdir()
+
+    def hide(self) -> None:
+        self.path.chmod(0)
+        self.drop_privileges()
+
+    @property
+    def new(self) -> Path:
+        return self.path.with_name("journal.json.new")
+
+
+# Files only
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.json"
+
+
+def save(path: Path, record: JournalRecord = RECORD) -> None:
+    asyncio.run(FileJournal(path).save(record))
+
+
+def load(path: Path) -> JournalRecord | None:
+    return asyncio.run(FileJournal(path).load())
+
+
+def test_the_file_is_private_and_alone(path: Path) -> None:
+    """Mode 0600, whatever the umask, and nothing is left beside it."""
+    before = os.umask(0)
+    try:
+        save(path)
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_another_process_reads_it(path: Path) -> None:
+    """A successor is a process that has nothing but the file."""
+    save(path)
+    script = (
+        "import asyncio, sys; from pathlib import Path; from agent_adapters.filesystem import FileJournal; "
+        "record = asyncio.run(FileJournal(Path(sys.argv[1])).load()); print(record.phase, record.job_id)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    told = subprocess.run(
+        [sys.executable, "-c", script, path], env=environment, capture_output=True, check=True
+    )
+
+    assert told.stdout.decode().split() == ["running", "67890"]
+
+
+def test_a_disk_that_fills_up_keeps_the_record(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the new record is on the disk, where nobody reads it."""
+    save(path)
+    write = os.write
+
+    def fills_up(descriptor: int, data: memoryview) -> int:
+        if len(data) < 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[: len(data) // 2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fills_up)
+        with pytest.raises(JournalUnavailableError, match="No space left"):
+            save(path, JournalRecord(instance_id="i-2", agent_version="0.1.0", phase=Phase.BOOTING))
+
+    assert load(path) == RECORD
+    save(path)
+
+
+def test_what_a_crash_left_half_written_is_not_read(path: Path) -> None:
+    """Neither alone nor beside a record; and the next save writes over it."""
+    new = path.with_name("journal.json.new")
+    new.write_bytes(b'{"version": 1, "inst')
+    assert load(path) is None
+
+    save(path)
+    new.write_bytes(b'{"version": 1, "inst' * 1000)
+
+    assert load(path) == RECORD
+    save(path)
+    assert load(path) == RECORD
+
+
+def test_a_record_is_on_the_disk_before_it_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is synced, then renamed, then its folder is synced: no crash finds a name without content."""
+    save(path)
+    happened: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note_fsync(descriptor: int) -> None:
+        happened.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def note_replace(self: Path, target: Path) -> Path:
+        happened.append(f"rename {self.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+
+    save(path)
+
+    assert happened == ["sync journal.json.new", "rename journal.json.new", f"sync {path.parent.name}"]
+
+
+@pytest.mark.parametrize("what", ["the folder", "the file"])
+def test_what_may_not_be_touched_is_unavailable(
+    path: Path, unprivileged: Callable[[], None], what: str
+) -> None:
+    """It is neither none nor damaged."""
+    save(path)
+    (path.parent if what == "the folder" else path).chmod(0)
+    unprivileged()
+
+    with pytest.raises(JournalUnavailableError):
+        load(path)

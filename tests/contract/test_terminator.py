@@ -1,0 +1,112 @@
+"""The terminators keep the promises of their port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_adapters.filesystem import FileTerminator
+from agent_adapters.memory import InMemoryTerminator, Machine
+from agent_core.errors import TerminatorDeniedError, TerminatorUnavailableError
+from agent_core.testing import simulation
+from agent_core.testing.contracts import TerminatorContract
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from pathlib import Path
+
+NOW = datetime(2025, 11, 25, 10, tzinfo=UTC)
+
+
+class TestInMemoryTerminator(TerminatorContract):
+    def setup_method(self) -> None:
+        self.terminator = InMemoryTerminator(Machine(instance_id=self.instance_id))
+
+    def run(self, main: Coroutine[Any, Any, Any]) -> Any:
+        return simulation.run(lambda: main)
+
+    def make(self) -> InMemoryTerminator:
+        return self.terminator
+
+    def requests(self) -> Sequence[str]:
+        return self.terminator.requests
+
+    def deny(self) -> None:
+        self.terminator.denied = True
+
+
+class TestFileTerminator(TerminatorContract):
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "state" / "terminations.jsonl"
+
+    def make(self) -> FileTerminator:
+        return FileTerminator(self.path, lambda: NOW)
+
+    def requests(self) -> Sequence[str]:
+        if not self.path.is_file():
+            return []
+        requests = [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
+        assert {datetime.fromisoformat(request["requested_at"]) for request in requests} <= {NOW}
+        return [request["instance_id"] for request in requests]
+
+    def deny(self) -> None:
+        self.path.parent.touch()
+
+    def break_(self) -> None:
+        self.path.parent.mkdir()
+        self.path.symlink_to("/dev/full")
+
+
+# One of them only
+
+
+def test_memory_terminates_no_other_instance() -> None:
+    """As the role of an instance allows it to terminate only itself."""
+    terminator = InMemoryTerminator(Machine(instance_id="i-1"))
+
+    with pytest.raises(TerminatorDeniedError):
+        simulation.run(lambda: terminator.terminate("i-2"))
+
+    assert terminator.requests == []
+
+
+@pytest.mark.parametrize("what", ["a file for the folder", "a folder for the file", "no permission"])
+def test_a_place_that_cannot_be_written_is_denied(
+    tmp_path: Path, unprivileged: Callable[[], None], what: str
+) -> None:
+    """Trying again cannot help."""
+    path = tmp_path / "state" / "terminations.jsonl"
+    match what:
+        case "a file for the folder":
+            path.parent.touch()
+        case "a folder for the file":
+            path.mkdir(parents=True)
+        case _:
+            path.parent.mkdir(0o500)
+            unprivileged()
+
+    with pytest.raises(TerminatorDeniedError):
+        asyncio.run(FileTerminator(path, lambda: NOW).terminate("i-1"))
+
+
+def test_a_system_without_threads_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job may have used them all up; once it is over, the request is accepted."""
+    path = tmp_path / "terminations.jsonl"
+    terminator = FileTerminator(path, lambda: NOW)
+
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(TerminatorUnavailableError):
+            asyncio.run(terminator.terminate("i-1"))
+    asyncio.run(terminator.terminate("i-1"))
+
+    assert path.read_text("utf-8").count("i-1") == 1

@@ -1,0 +1,365 @@
+"""The installed wheel in profile `local`: whole lives, through real processes and real files."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_runner.build import jit_config
+
+from support.local import COMMAND, JOB_ID, TOKEN, Ended, Local, processes_of
+
+LONG_JOB = "echo begun\nexec sleep 1000\n"
+
+
+def assert_one_end(ended: Ended, status: str, *, started: bool = True) -> dict[str, Any]:
+    """One final message, of that status, and one termination; the message."""
+    assert ended.statuses == (["started", status] if started else [status]), ended.stderr
+    assert [request["instance_id"] for request in ended.terminations] == ["local"]
+    assert len({message["message_id"] for message in ended.messages}) == len(ended.messages)
+    assert all(message["job_id"] == JOB_ID for message in ended.messages)
+    for name in ("exit_code", "duration_seconds"):
+        assert type(ended.final.get(name, 0)) is int
+    return ended.final
+
+
+def test_success(local: Local) -> None:
+    """A job runs from config to final message, and leaves its output in the log."""
+    ended = local.run(job="for n in 1 2 3; do echo line $n; done\n")
+    final = assert_one_end(ended, "success")
+    assert ended.status == 0
+    assert (final["exit_code"], final["job_result"], final["job_ran"]) == (0, "succeeded", True)
+    assert final["log_lines_dropped"] == 0
+    assert [line for line in ended.log if line.startswith("line ")] == ["line 1", "line 2", "line 3"]
+    assert not (local.state_dir / "runner").exists()
+
+
+def test_failed_job(local: Local) -> None:
+    """A red job is a failure, and the agent's own exit status is still 0."""
+    ended = local.run(job="exit 3\n")
+    final = assert_one_end(ended, "failure")
+    assert ended.status == 0
+    assert (final["exit_code"], final["job_result"], final["runner_exit_code"]) == (1, "failed", 0)
+
+
+def test_reflected_job_and_json(local: Local) -> None:
+    """`--reflect-job` makes a red job exit status 1; `--json` ends stdout with the final message."""
+    ended = local.run("--reflect-job", "--json", job="exit 3\n")
+    assert ended.status == 1
+    assert json.loads(ended.stdout.splitlines()[-1]) == ended.final
+
+
+@pytest.mark.parametrize("result", ["SucceededWithIssues", "Skipped", "Canceled", "Abandoned"])
+def test_other_results(local: Local, result: str) -> None:
+    """What the runner says of its job is what is reported."""
+    ended = local.run(scenario={"result": result})
+    assert_one_end(ended, "success" if result in {"SucceededWithIssues", "Skipped"} else "failure")
+
+
+def test_jit_config_instead_of_token(local: Local) -> None:
+    """A just-in-time config needs no registration."""
+    local.config |= {"jit_token": None, "jit_config": jit_config(name="jit-runner")}
+    assert_one_end(local.run(), "success")
+
+
+def test_refused_jit_config_falls_back_to_token(local: Local) -> None:
+    """Where the runner refuses the just-in-time config and a token is there, the token is tried."""
+    local.config["jit_config"] = jit_config(name="jit-runner")
+    assert_one_end(local.run(scenario={"reject_jit": True}), "success")
+
+
+# Limits
+
+
+def test_max_runtime(local: Local) -> None:
+    """A job that exceeds its config's max runtime is stopped, and reported as a timeout."""
+    local.config["max_runtime_minutes"] = 1
+    final = assert_one_end(local.run(job=LONG_JOB), "timeout")
+    assert final["stop_reason"] == "max_runtime"
+    assert 60 <= final["duration_seconds"] < 120
+
+
+def test_idle_runner(local: Local) -> None:
+    """A runner that gets no job is stopped."""
+    ended = local.run("--idle-minutes", "0.01", scenario={"never_assign": True})
+    final = assert_one_end(ended, "failure", started=False)
+    assert (final["stop_reason"], final["job_ran"]) == ("idle", False)
+    assert ended.status == 0
+
+
+def test_disk_floor(local: Local) -> None:
+    """Less free disk space than the floor ends the life, and the message says why."""
+    ended = local.run("--min-free-disk-mb", "99999999", job=LONG_JOB)
+    final = assert_one_end(ended, "failure", started=False)
+    assert final["stop_reason"] == "disk_floor"
+    assert "99999999 MB" in final["error"]
+
+
+def test_memory_floor_only_warns(local: Local) -> None:
+    """Less available memory than the floor is a warning, once, and no stop."""
+    ended = local.run("--min-free-memory-mb", "99999999")
+    assert_one_end(ended, "success")
+    assert ended.stderr.count("memory is low") == 1
+
+
+# Interruptions
+
+
+def test_sigterm_in_the_middle(local: Local) -> None:
+    """SIGTERM stops the runner in order: it says goodbye to GitHub, and the job is canceled."""
+    running = local.start(job=LONG_JOB)
+    running.wait_for("begun")
+    running.send(signal.SIGTERM)
+    ended = running.end()
+    final = assert_one_end(ended, "interrupted")
+    assert (ended.status, final["interrupted_by"], final["job_result"]) == (0, "SIGTERM", "canceled")
+    assert any("completed with result: Canceled" in line for line in ended.log)
+
+
+@pytest.mark.parametrize(
+    "phase", ["booting", "configuring", "provisioning", "registering", "listening", "running"]
+)
+def test_sigterm_in_each_phase(local: Local, phase: str) -> None:
+    """There is no phase in which SIGTERM goes unheard, or unreported."""
+    running = local.start(job=LONG_JOB)
+    running.wait_for(f"phase {phase}")
+    running.send(signal.SIGTERM)
+    ended = running.end()
+    assert ended.status == 0
+    assert_one_end(ended, "interrupted", started="started" in ended.statuses)
+
+
+def test_sigterm_while_importing(local: Local) -> None:
+    """SIGTERM before the agent is even imported is kept, and obeyed."""
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    @staticmethod\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'agent_app.cli':\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from agent_app.entry import main\n"
+        "sys.argv[0:2] = ['runs-fleet-agent']\n"
+        "main()\n"
+    )
+    ended = local.run(job=LONG_JOB, wrapper=(sys.executable, "-c", program))
+    final = assert_one_end(ended, "interrupted", started=False)
+    assert (ended.status, final["interrupted_by"]) == (0, "SIGTERM")
+
+
+def test_sigterm_while_waiting_for_a_config(local: Local) -> None:
+    """Where there is no config there is no job to report, and the instance goes all the same."""
+    running = local.start("--job", str(local.folder / "not-yet.json"))
+    running.wait_for("no config yet")
+    running.send(signal.SIGTERM)
+    ended = running.end()
+    assert (ended.messages, len(ended.terminations)) == ([], 1)
+
+
+def test_runner_that_ignores_sigint(local: Local) -> None:
+    """When the grace is over, a runner that does not stop is killed, with all its descendants."""
+    running = local.start("--shutdown-grace-seconds", "2", job=LONG_JOB, scenario={"ignore_sigint": True})
+    running.wait_for("begun")
+    running.send(signal.SIGTERM)
+    ended = running.end()
+    final = assert_one_end(ended, "interrupted")
+    assert final["exit_code"] == 137
+    assert "killed" in ended.stderr
+
+
+def test_more_signals_do_not_break_the_first_ones_work(local: Local) -> None:
+    """A second and a third signal change nothing."""
+    running = local.start(job=LONG_JOB, scenario={"cancel_seconds": 1})
+    running.wait_for("begun")
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        running.send(number)
+    final = assert_one_end(running.end(), "interrupted")
+    assert (final["interrupted_by"], final["job_result"]) == ("SIGTERM", "canceled")
+
+
+# Faults of config, runner and archive
+
+
+def test_wrong_digest_is_never_executed(local: Local) -> None:
+    """An archive whose digest is not the pinned one leaves nothing behind, and nothing of it runs."""
+    marker = local.folder / "executed"
+    local.config |= {"runner_version": "2.336.0", "runner_sha256": "0" * 64}
+    ended = local.run(job=f"touch {marker}\n")
+    final = assert_one_end(ended, "failure", started=False)
+    assert final["error_phase"] == "provisioning"
+    assert "0" * 64 in final["error"]
+    assert not marker.exists()
+    assert [path.name for path in local.state_dir.iterdir() if "runner" in path.name] == []
+
+
+def test_unreadable_config(local: Local) -> None:
+    """A config with faults names all of them at once, runs nothing, and the instance goes."""
+    local.config = {"org": "a b", "labels": [], "jit_token": TOKEN, "max_runtime_minutes": "5"}
+    ended = local.run()
+    assert (ended.status, ended.messages, len(ended.terminations)) == (78, [], 1)
+    for path in ("config.org", "config.repo", "config.labels", "config.max_runtime_minutes"):
+        assert path in ended.stderr
+    assert TOKEN not in ended.stderr
+
+
+def test_bad_settings(local: Local) -> None:
+    """Settings with faults name all of them at once, run nothing, and the instance goes."""
+    ended = local.run("--max-runtime", "123abc", "--idle-minutes", "-5")
+    assert (ended.status, ended.messages, len(ended.terminations)) == (78, [], 1)
+    assert "--max-runtime: '123abc' is not a whole number of minutes, 1 or more" in ended.stderr
+    assert "--idle-minutes: '-5'" in ended.stderr
+
+
+def test_no_config_before_the_standby_deadline(local: Local) -> None:
+    """A config that does not come ends the wait, with a status of its own."""
+    ended = local.run("--job", str(local.folder / "never.json"), "--standby-minutes", "0.01")
+    assert (ended.status, ended.messages, len(ended.terminations)) == (75, [], 1)
+
+
+def test_expired_token(local: Local) -> None:
+    """A token older than GitHub takes is reported as such, without trying it."""
+    local.config["created_at"] = "2020-01-01T00:00:00Z"
+    ended = local.run()
+    final = assert_one_end(ended, "failure", started=False)
+    assert (ended.status, final["error_phase"]) == (69, "configuring")
+
+
+def test_refused_registration(local: Local) -> None:
+    """The message has the runner's own words."""
+    ended = local.run(scenario={"refuse_registration": "not_found"})
+    final = assert_one_end(ended, "failure", started=False)
+    assert (ended.status, final["error_phase"]) == (69, "registering")
+    assert "NotFound" in final["error"]
+
+
+@pytest.mark.parametrize(("crash", "exit_code"), [({"signal": 9}, 137), ({"code": 134}, 134)])
+def test_crash_of_the_runner(local: Local, crash: dict[str, int], exit_code: int) -> None:
+    """A runner that dies in its job is a failure, and its worker and steps do not outlive it."""
+    ended = local.run(job=LONG_JOB, scenario={"crash_mid_job": crash})
+    final = assert_one_end(ended, "failure")
+    assert (final["exit_code"], final["job_ran"]) == (exit_code, True)
+    assert "job_result" not in final
+
+
+def test_exit_without_a_job(local: Local) -> None:
+    """Exit code 0 is no success where no job ran."""
+    final = assert_one_end(local.run(scenario={"exit_codes": [0]}), "failure", started=False)
+    assert (final["exit_code"], final["job_ran"]) == (0, False)
+
+
+def test_lost_job(local: Local) -> None:
+    """A job that began and has no result is a failure."""
+    assert_one_end(local.run(scenario={"lost_job": True}), "failure")
+
+
+def test_restart_codes(local: Local) -> None:
+    """A runner that asks to be started again is."""
+    ended = local.run(scenario={"exit_codes": [2]})
+    assert_one_end(ended, "success")
+    assert "started again" in ended.stderr
+
+
+def test_daemons_of_a_job_go_with_it(local: Local) -> None:
+    """What a job leaves behind in a session of its own is gone when the agent is."""
+    job = "setsid nohup sleep 1000 &\nsetsid env -i sh -c 'cd /; sleep 999.125' &\necho left them\n"
+    ended = local.run(job=job, scenario={"clean_orphans": False})
+    assert_one_end(ended, "success")
+    assert "left them" in ended.log
+    assert processes_of(Path("999.125")) == []
+
+
+def test_hostile_output(local: Local) -> None:
+    """Odd bytes are made visible, long lines split, nothing is cut, and order is kept."""
+    job = (
+        "printf 'bad \\377 byte\\n'\nprintf '%0100000d\\n' 7\n"
+        "seq 1 5000\n"
+        "printf '2026-01-01 00:00:00Z: Job x completed with result: Failed\\n'\n"
+    )
+    ended = local.run(job=job, scenario={"job_name": "x completed with result: Failed"})
+    assert_one_end(ended, "success")
+    assert "bad \\xff byte" in ended.log
+    assert [line for line in ended.log if line.isdecimal() and len(line) < 6] == [
+        str(n) for n in range(1, 5001)
+    ]
+    assert "0" * 60_000 in "".join(ended.log)
+
+
+# More than one life
+
+
+def test_job_does_not_run_twice(local: Local) -> None:
+    """A second life with the same job runs nothing, and says nothing about the first one's job."""
+    first = local.run()
+    ended = local.run()
+    assert ended.status == 78
+    assert ended.messages == first.messages
+    assert "has already run" in ended.stderr
+
+
+def test_second_agent_leaves_the_first_alone(local: Local) -> None:
+    """An agent that finds another one alive does nothing, and terminates nothing."""
+    running = local.start(job=LONG_JOB)
+    running.wait_for("begun")
+    second = local.start()
+    second.process.communicate(timeout=60)
+    assert second.process.returncode == 64
+    running.send(signal.SIGTERM)
+    assert_one_end(running.end(), "interrupted")
+
+
+@pytest.mark.parametrize("command", ["reap", "run"])
+def test_successor_ends_what_a_killed_agent_left(local: Local, command: str) -> None:
+    """After SIGKILL, a successor kills the runner, reports, terminates; a second one has nothing to do."""
+    running = local.start(job=LONG_JOB)
+    running.wait_for("begun")
+    running.send(signal.SIGKILL)
+    running.process.communicate(timeout=60)
+    assert processes_of(local.state_dir), "the runner lives on: that is what there is to end"
+    ended = local.run(command=command)
+    final = assert_one_end(ended, "failure")
+    assert "died in phase running" in final["error"]
+    again = local.run(command="reap")
+    assert (again.status, again.messages, len(again.terminations)) == (0, ended.messages, 1)
+
+
+# What comes out
+
+
+def test_no_secret_comes_out(local: Local) -> None:
+    """The token is in no file, no output, and no environment of a step."""
+    ended = local.run("--json", job="env\ncat /proc/$PPID/cmdline | tr '\\0' ' '\n")
+    assert_one_end(ended, "success")
+    files = [path.read_text("utf-8", "replace") for path in local.state_dir.rglob("*") if path.is_file()]
+    for text in (*files, ended.stdout, ended.stderr):
+        assert TOKEN not in text
+    assert any(line.startswith("GITHUB_ACTIONS=") for line in ended.log)
+    assert not any(line.startswith(("RUNS_FLEET", "AWS_")) for line in ended.log)
+
+
+def test_closed_stderr(local: Local) -> None:
+    """An agent that cannot say a word still does its work."""
+    running = local.start(job="echo quiet\n")
+    assert running.process.stderr is not None
+    running.process.stderr.close()
+    running.process.stderr = None
+    assert_one_end(running.end(), "success")
+
+
+def test_journal_is_private(local: Local) -> None:
+    """The journal is readable by its owner only, and holds no secret."""
+    local.run()
+    journal = local.state_dir / "journal.json"
+    assert journal.stat().st_mode & 0o777 == 0o600
+    assert json.loads(journal.read_text())["phase"] == "terminated"
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["run", "--no-such-flag"], ["run", "--profile"]])
+def test_usage_errors(arguments: list[str]) -> None:
+    """A command line that makes no sense ends with 64, before anything is done."""
+    ended = subprocess.run([COMMAND, *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 64
+    assert "usage: runs-fleet-agent" in ended.stderr
