@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from agent_adapters.memory import InMemoryBinaryStore, RunnerScript
-from agent_core import chronicle, ending, status, supervision
+from agent_core import ending, status, supervision
+from agent_core.chronicle import Chronicle
 from agent_core.events import Printed
 from agent_core.life import Life
 from agent_core.lifecycle import Agent
@@ -147,6 +148,10 @@ async def _talkative(agent: Agent, registration: Registration) -> None:
     agent._life.warn(f"registering with {registration.token and registration.token.reveal()}")
 
 
+async def _forgotten(chronicle: Chronicle) -> None:
+    chronicle.dirty.clear()
+
+
 PLANTED = {
     "the deadlines of the runner are gone": (supervision, "next_watch", _late),
     "the ending waits without a bound": (ending, "within", _unbounded),
@@ -158,7 +163,7 @@ PLANTED = {
     "the digest is not looked at": (InMemoryBinaryStore, "install", _unverified),
     "lines are lost": (Life, "print", _half),
     "the token is in the log": (Agent, "_register", _talkative),
-    "the journal is not written": (chronicle.Chronicle, "save", _yes),
+    "the journal is not written": (Chronicle, "_write", _forgotten),
 }
 
 
