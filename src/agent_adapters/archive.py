@@ -1,9 +1,7 @@
-"""The runner's tarball, from a stream of bytes to a folder in place; and the removal of such a folder.
+"""The runner's tarball, from a stream of bytes to a folder in place.
 
 `unpack` hashes, inflates and unpacks in one pass, into a folder that no other user can enter, and
-renames it to the root once the digest matches. Until then the bytes are a stranger's: of `tarfile`
-only the parser of single headers is used, as a `TarFile` ends quietly at a damaged header, and takes
-as much memory and as many stack frames as headers ask for.
+renames it to the root once the digest matches. Until then the bytes are a stranger's.
 
 Nothing unpacked leads out of the root, by three rules that need no look at the disk: a name has no
 `..`; its parents are folders, never symlinks; a symlink is relative, with `..` only in front and no
@@ -11,22 +9,20 @@ more often than it is deep. So a symlink leads to a place inside, and on from th
 each to a place further in or through another such symlink; in whatever order the members come.
 """
 
-import errno
 import hashlib
 import os
 import re
-import sys
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from itertools import accumulate, count
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from attrs import frozen
-
+from agent_adapters.removal import remove_tree
+from agent_adapters.tarball import ArchiveLimits, TarBytes, inflated, members, refusal, shown
 from agent_core.errors import (
     AgentError,
     ArchiveRefusedError,
@@ -36,18 +32,7 @@ from agent_core.errors import (
     RunnerUnavailableError,
 )
 
-__all__ = ["ArchiveLimits", "UnpackCancelledError", "remove_tree", "unpack"]
-
-
-@frozen(kw_only=True)
-class ArchiveLimits:
-    """What an archive may ask of the disk; the runner's asks for about a tenth."""
-
-    inflated_bytes: int = 8 * 1024**3
-    members: int = 200_000
-    """Of headers (a long name has one of its own), and of files and folders made."""
-    path_bytes: int = 1024
-    """Of a name, and of a link's target."""
+__all__ = ["UnpackCancelledError", "unpack"]
 
 
 class UnpackCancelledError(AgentError):
@@ -116,8 +101,8 @@ def unpack(
     with _staging_beside(root) as staging:
         refusal = None
         try:
-            tree, tar = _Tree(staging, limits), _Reader(_inflated(compressed, limits))
-            for member in _members(tar, limits):
+            tree, tar = _Tree(staging, limits), TarBytes(inflated(compressed, limits))
+            for member in members(tar, limits):
                 _poll(cancelled)
                 tree.add(member, tar)
             tar.drain()
@@ -174,23 +159,7 @@ def _disk(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BinaryUnavailableError(f"{_shown(path)}: {error.strerror}") from error
-
-
-def _shown(path: Path | str) -> str:
-    text = repr(str(path))
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text)} characters)"
-
-
-def _refusal(member: tarfile.TarInfo, why: str) -> ArchiveRefusedError:
-    return ArchiveRefusedError(f"the archive's member {_shown(member.name)} is refused: {why}")
-
-
-def _damaged(what: str) -> ArchiveRefusedError:
-    return ArchiveRefusedError(f"the archive is damaged: {what}")
-
-
-# From chunks to the tar's bytes
+        raise BinaryUnavailableError(f"{shown(path)}: {error.strerror}") from error
 
 
 def _poll(cancelled: Callable[[], bool]) -> None:
@@ -210,116 +179,6 @@ def _hashed(
     _poll(cancelled)
 
 
-def _inflated(compressed: Iterable[memoryview], limits: ArchiveLimits) -> Iterator[bytes]:
-    """What the gzip members hold; like `gzip`, it ends where something else follows them."""
-    total = 0
-    inflater = None
-    for step in compressed:
-        rest: memoryview | bytes = step
-        while rest:
-            if inflater is None:
-                if total and rest[0] != _GZIP_FIRST_BYTE:
-                    return
-                inflater = zlib.decompressobj(_GZIP_FORMAT)
-            try:
-                inflated = inflater.decompress(rest)
-            except zlib.error as error:
-                raise _damaged(str(error)) from error
-            total += len(inflated)
-            if total > limits.inflated_bytes:
-                raise ArchiveRefusedError(f"the archive holds more than {limits.inflated_bytes} bytes")
-            yield inflated
-            rest = inflater.unused_data
-            if inflater.eof:
-                inflater = None
-    if inflater is not None:
-        raise _damaged("its gzip data is cut off")
-
-
-class _Reader:
-    """Hands out bytes in exact amounts."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = memoryview(b"")
-
-    def parts(self, size: int) -> Iterator[memoryview]:
-        while size:
-            while not self._rest:
-                piece = next(self._pieces, None)
-                if piece is None:
-                    raise _damaged("its tar data is cut off")
-                self._rest = memoryview(piece)
-            part, self._rest = self._rest[:size], self._rest[size:]
-            size -= len(part)
-            yield part
-
-    def take(self, size: int) -> bytes:
-        return b"".join(self.parts(size))
-
-    def drain(self) -> None:
-        for _ in self._pieces:
-            pass
-
-
-# From the tar's bytes to its members
-
-
-def _members(tar: _Reader, limits: ArchiveLimits) -> Iterator[tarfile.TarInfo]:
-    """Every member; whoever takes one reads its `size` bytes before asking for the next."""
-    encoding = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-    said: dict[bytes, bytes] = {}
-    for number in count(1):
-        header = tar.take(tarfile.BLOCKSIZE)
-        if not any(header):
-            return
-        if number > limits.members:
-            raise ArchiveRefusedError(f"the archive has more than {limits.members} members")
-        try:
-            member = tarfile.TarInfo.frombuf(header, *encoding)
-        except tarfile.HeaderError as error:
-            raise _damaged(f"{error}, header {number}") from error
-        if member.type in _EXTENSIONS:
-            said |= _extension(member, tar)
-        else:
-            _apply(said, member)
-            yield member
-            said = {}
-        tar.take(-member.size % tarfile.BLOCKSIZE)
-
-
-def _extension(header: tarfile.TarInfo, tar: _Reader) -> dict[bytes, bytes]:
-    """What a header of GNU's or of pax says of the next member."""
-    if not 0 <= header.size <= _EXTENSION_BYTES:
-        raise _refusal(header, f"its extended header has {header.size} bytes")
-    data = tar.take(header.size)
-    if header.type in _LONG:
-        return {_LONG[header.type]: data.partition(b"\0")[0]}
-    said: dict[bytes, bytes] = {}
-    start = 0
-    while start < len(data):
-        record = _PAX_RECORD.match(data, start)
-        end = start + int(record[1]) if record else 0
-        if record is None or end <= record.end() or data[end - 1 : end] != b"\n":
-            raise _refusal(header, "its extended header is damaged")
-        said[record[2]] = data[record.end() : end - 1]
-        start = end
-    return said if header.type == tarfile.XHDTYPE else {}
-
-
-def _apply(said: dict[bytes, bytes], member: tarfile.TarInfo) -> None:
-    if any(key.startswith(b"GNU.sparse.") for key in said):
-        member.type = tarfile.GNUTYPE_SPARSE
-    elif member.type == tarfile.AREGTYPE:
-        member.type = tarfile.REGTYPE
-    if b"path" in said:
-        member.name = os.fsdecode(said[b"path"])
-    if b"linkpath" in said:
-        member.linkname = os.fsdecode(said[b"linkpath"])
-    if b"size" in said:
-        member.size = int(said[b"size"]) if _PAX_SIZE.fullmatch(said[b"size"]) else -1
-
-
 # From members to files
 
 
@@ -331,12 +190,12 @@ class _Tree:
         self._limits = limits
         self._types = {"": tarfile.DIRTYPE}  # by path from the top: "", "/bin", "/bin/node"
 
-    def add(self, member: tarfile.TarInfo, tar: _Reader) -> None:
+    def add(self, member: tarfile.TarInfo, tar: TarBytes) -> None:
         *parents, path = self._paths(member, member.name)
         self._check(member, path)
         for parent in parents:
             if self._types.get(parent, tarfile.DIRTYPE) != tarfile.DIRTYPE:
-                raise _refusal(member, f"{_shown(parent[1:])} is not a folder")
+                raise refusal(member, f"{shown(parent[1:])} is not a folder")
             if parent not in self._types:
                 self._make_folder(parent, _KEPT_MODE)
         match member.type:
@@ -351,7 +210,7 @@ class _Tree:
             case tarfile.LNKTYPE:
                 earlier = self._paths(member, member.linkname)[-1]
                 if self._types.get(earlier) != tarfile.REGTYPE:
-                    raise _refusal(member, f"it links to {_shown(member.linkname)}, which is no earlier file")
+                    raise refusal(member, f"it links to {shown(member.linkname)}, which is no earlier file")
                 with self._making(path, tarfile.REGTYPE) as made:
                     made.hardlink_to(self._top + earlier)
 
@@ -360,23 +219,23 @@ class _Tree:
         steps = [step for step in path.split("/") if step not in {"", "."}]
         ups = steps.count("..")
         if not path or path.startswith("/") or ups > depth or ".." in steps[ups:]:
-            raise _refusal(member, f"{_shown(path)} may lead out of the folder")
+            raise refusal(member, f"{shown(path)} may lead out of the folder")
         encoded = os.fsencode(path)
         if len(encoded) > self._limits.path_bytes:
-            raise _refusal(member, f"{_shown(path)} is longer than {self._limits.path_bytes} bytes")
+            raise refusal(member, f"{shown(path)} is longer than {self._limits.path_bytes} bytes")
         if b"\0" in encoded or max(map(len, encoded.split(b"/"))) > _NAME_BYTES:
-            raise _refusal(member, f"a name in {_shown(path)} has a NUL, or over {_NAME_BYTES} bytes")
+            raise refusal(member, f"a name in {shown(path)} has a NUL, or over {_NAME_BYTES} bytes")
         return list(accumulate(steps, "{}/{}".format, initial=""))
 
     def _check(self, member: tarfile.TarInfo, path: str) -> None:
         if member.type not in _MADE_TYPES:
-            raise _refusal(member, f"it is {_OTHER_TYPES.get(member.type, f'of type {member.type!r}')}")
+            raise refusal(member, f"it is {_OTHER_TYPES.get(member.type, f'of type {member.type!r}')}")
         if member.mode & _SET_ID_MODE:
-            raise _refusal(member, "it is setuid or setgid")
+            raise refusal(member, "it is setuid or setgid")
         if member.size and (member.size < 0 or member.type != tarfile.REGTYPE):
-            raise _refusal(member, f"its size is {member.size}")
+            raise refusal(member, f"its size is {member.size}")
         if path in self._types and not self._types[path] == member.type == tarfile.DIRTYPE:
-            raise _refusal(member, "there is something of this name already")
+            raise refusal(member, "there is something of this name already")
 
     @contextmanager
     def _making(self, path: str, kind: bytes) -> Iterator[Path]:
@@ -409,97 +268,3 @@ class _Tree:
 def _write(file: int, data: memoryview) -> None:
     while data:
         data = data[os.write(file, data) :]
-
-
-# Removal
-
-
-class _Level(NamedTuple):
-    """A folder on the way down, and the names in it that are left to remove."""
-
-    name: str
-    stat: os.stat_result
-    names: list[str]
-
-
-def remove_tree(path: Path) -> None:
-    """Removes the path and all that is in it, whatever its modes, names and depth; nothing is followed.
-
-    A mount point stays, with what leads to it. Where there is no such path, there is nothing to do.
-
-    Raises:
-        RunnerUnavailableError: something is left; the text names the first of it.
-    """
-    leftovers: list[str] = []
-    try:
-        leftovers.extend(_remove(path))
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        leftovers.append(str(error))
-    if leftovers or os.path.lexists(path):
-        first = "; ".join(leftovers[:_SHOWN_LEFTOVERS])
-        raise RunnerUnavailableError(f"{_shown(path)} could not be removed, {len(leftovers)} left: {first}")
-
-
-def _remove(path: Path) -> Iterator[str]:
-    """Yields what could not be removed. It holds one folder open, however deep that is."""
-    here = os.open(path.parent, _FOLDER)
-    trail = [_Level(str(path.parent), os.fstat(here), [path.name])]
-    try:
-        while trail[-1].names or len(trail) > 1:
-            emptied = not trail[-1].names
-            if emptied:
-                name = trail.pop().name
-                here = _replaced(here, os.open("..", _FOLDER, dir_fd=here))
-                if not os.path.samestat(os.fstat(here), trail[-1].stat):
-                    raise OSError(errno.ESTALE, "was moved while it was removed", name)
-            else:
-                name = trail[-1].names.pop()
-            try:
-                if emptied:
-                    os.rmdir(name, dir_fd=here)
-                elif not _removed(name, here):
-                    inner, level = _entered(name, here)
-                    here = _replaced(here, inner)
-                    trail.append(level)
-            except FileNotFoundError:
-                pass  # somebody else was quicker
-            except OSError as error:
-                yield f"{_shown('/'.join([*(level.name for level in trail), name]))}: {error.strerror}"
-    finally:
-        os.close(here)
-
-
-def _removed(name: str, folder: int) -> bool:
-    """Whether it could be removed at once, as it is no folder with something in it.
-
-    The kernel calls a mount point busy before it looks inside, so none is ever entered.
-    """
-    try:
-        os.unlink(name, dir_fd=folder)
-    except IsADirectoryError:
-        try:
-            os.rmdir(name, dir_fd=folder)
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
-            return False
-    return True
-
-
-def _entered(name: str, folder: int) -> tuple[int, _Level]:
-    inner = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
-    opened = Path(f"/proc/self/fd/{inner}")
-    try:
-        with suppress(OSError):  # another user's, but perhaps open to all
-            opened.chmod(_OWNERS_MODE)
-        return inner, _Level(name, os.fstat(inner), [item.name for item in opened.iterdir()])
-    except OSError:
-        os.close(inner)
-        raise
-
-
-def _replaced(folder: int, other: int) -> int:
-    os.close(folder)
-    return other

@@ -14,8 +14,8 @@ from typing import Final
 
 from attrs import define
 
-from agent_adapters.archive import remove_tree
 from agent_adapters.host import ProcessEntry, identify, process_table
+from agent_adapters.removal import remove_tree
 from agent_adapters.threads import Lane
 from agent_core.errors import RegistrationRefusedError, RunnerUnavailableError
 from agent_core.lines import LineSplitter
@@ -44,7 +44,7 @@ _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 _LISTENER: Final = "Runner.Listener"
 _INTERPRETERS: Final = frozenset({"bash", "node", "pwsh", "python", "python3", "sh"})
 _READ_BYTES: Final = 64 * 1024
-_MARK: Final = "RUNS_FLEET_TRACKED_ROOT"
+_MARK: Final = "RUNNER_TRACKING_ROOT"
 """In the environment of the runner, and so of its descendants: a successor knows them by it."""
 _UMASK: Final = 0o077
 """The runner writes its credentials with the umask's permissions."""
@@ -123,6 +123,8 @@ class SubprocessRunnerProcess(RunnerProcess):
         environment = dict(self._environment)
         if jit_config is not None:
             environment["ACTIONS_RUNNER_INPUT_JITCONFIG"] = jit_config.reveal()
+        if self._start is not None:
+            self._start.transport.close()
         self._start = await self._spawn(command, environment)
         return self._start.id
 

@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from agent_adapters.wire import message_to_json
 from agent_app.container import Container
-from agent_app.display import Display, make_display
+from agent_app.display import Aside, make_display
 from agent_app.exit_status import ExitStatus, exit_status
 from agent_app.running import live, reap
 from agent_app.settings import Loaded, Settings, add_arguments, describe, load
@@ -80,10 +81,15 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
         outcome = live(_container(settings, display), refused, early)
     except AgentAliveError as exc:
         return _refuse(ExitStatus.USAGE, str(exc))
-    display.close(outcome, _files(settings, outcome))
+    shown = display.close(outcome, _files(settings, outcome))
     if parsed.json and outcome.message is not None:
-        print(message_to_json(outcome.message), flush=True)  # noqa: T201 - what --json asks for
-    return exit_status(outcome, reflect_job=parsed.reflect_job)
+        with suppress(OSError):
+            print(message_to_json(outcome.message), flush=True)  # noqa: T201 - what --json asks for
+    status = exit_status(outcome, reflect_job=parsed.reflect_job)
+    if not shown:
+        # Python would wait for stderr at its exit, for as long as nobody reads it.
+        os._exit(status)
+    return status
 
 
 def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
@@ -98,7 +104,7 @@ def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.S
     return exit_status(outcome)
 
 
-def _container(settings: Settings, display: Display) -> Container:
+def _container(settings: Settings, display: Aside) -> Container:
     return Container(settings=settings, environ=dict(os.environ), observer=display)
 
 

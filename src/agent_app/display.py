@@ -1,14 +1,22 @@
 """What `run` shows of a life on stderr: to people on a terminal, to machines elsewhere."""
 
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from queue import SimpleQueue
+from typing import Final, Protocol
 
 from agent_core.ending import Outcome
-from agent_core.events import Event
+from agent_core.events import Event, Warned
 
-__all__ = ["Display", "in_short", "make_display"]
+__all__ = ["Aside", "Display", "in_short", "make_display"]
+
+_MOST_WAITING: Final = 10_000
+_CLOSE_SECONDS: Final = 3.0
+"""What a slow terminal may take for the end, when the instance has been asked to go."""
 
 
 class Display(Protocol):
@@ -23,15 +31,51 @@ class Display(Protocol):
         ...
 
 
-def make_display(instance_id: str) -> Display:
+class Aside:
+    """Shows in a thread of its own: a terminal on hold, or a pipe that nobody reads, holds up no life.
+
+    Events that find no room are not shown, and counted; the log stream has them all the same.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._missed = 0
+        self._thread = threading.Thread(target=self._show, name="display", daemon=True)
+        self._thread.start()
+
+    def __call__(self, event: Event) -> None:
+        """Shows the event soon, if there is room."""
+        if self._queue.qsize() >= _MOST_WAITING:
+            self._missed += 1
+        else:
+            self._queue.put(partial(self._display, event))
+
+    def close(self, outcome: Outcome, files: Mapping[str, Path]) -> bool:
+        """Shows the end; whether all was shown in time."""
+        if self._missed:
+            self._queue.put(partial(self._display, Warned(f"{self._missed} events were not shown")))
+        self._queue.put(partial(self._display.close, outcome, files))
+        self._queue.put(None)
+        self._thread.join(_CLOSE_SECONDS)
+        return not self._thread.is_alive()
+
+    def _show(self) -> None:
+        # A stderr that is closed ends the showing, and nothing else.
+        with suppress(OSError, ValueError):
+            while (show := self._queue.get()) is not None:
+                show()
+
+
+def make_display(instance_id: str) -> Aside:
     """The display that fits stderr; the other is not imported, since that costs boot time."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         from agent_app.terminal import TerminalDisplay  # noqa: PLC0415
 
-        return TerminalDisplay()
+        return Aside(TerminalDisplay())
     from agent_app.json_lines import JsonLinesDisplay  # noqa: PLC0415
 
-    return JsonLinesDisplay(instance_id)
+    return Aside(JsonLinesDisplay(instance_id))
 
 
 def in_short(outcome: Outcome) -> str:

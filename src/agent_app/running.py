@@ -39,7 +39,13 @@ async def _live(container: Container, refused: AgentError | None, early: Sequenc
     _take_strays(agent, loop)
     for number in early:
         _stop(agent, number)
-    return await agent.run(refused)
+    try:
+        return await agent.run(refused)
+    finally:
+        for number in STOP_SIGNALS:
+            # The life is over; closing the loop would give the signals back their power to kill.
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def _reap(container: Container) -> Outcome | None:

@@ -363,3 +363,18 @@ def test_usage_errors(arguments: list[str]) -> None:
     ended = subprocess.run([COMMAND, *arguments], capture_output=True, text=True, check=False)
     assert ended.returncode == 64
     assert "usage: runs-fleet-agent" in ended.stderr
+
+
+def test_stderr_that_nobody_reads(local: Local) -> None:
+    """An agent whose stderr is stuck still reads its runner to the end, and ends itself."""
+    running = local.start(job="seq 1 60000\n")
+    running.process.wait(timeout=120)
+    ended = running.end()
+    assert_one_end(ended, "success")
+    assert [line for line in ended.log if line.isdecimal()] == [str(n) for n in range(1, 60_001)]
+
+
+def test_full_stdout_and_stderr(local: Local) -> None:
+    """Where nothing can be written to stdout and stderr, only that fails."""
+    ended = local.run("--json", wrapper=("sh", "-c", 'exec "$@" >/dev/full 2>/dev/full', "sh"))
+    assert_one_end(ended, "success")

@@ -24,7 +24,9 @@ from attrs import evolve, field, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_adapters.archive import ArchiveLimits, UnpackCancelledError, remove_tree, unpack
+from agent_adapters.archive import UnpackCancelledError, unpack
+from agent_adapters.removal import remove_tree
+from agent_adapters.tarball import ArchiveLimits
 from agent_core.errors import (
     AgentError,
     ArchiveRefusedError,
@@ -80,8 +82,13 @@ def tar(*members: Member, form: int = tarfile.GNU_FORMAT) -> bytes:
     return buffer.getvalue()
 
 
+def zipped(data: bytes) -> bytes:
+    """gzip, the same at any time: test IDs are made of it."""
+    return gzip.compress(data, mtime=0)
+
+
 def tarball(*members: Member, form: int = tarfile.GNU_FORMAT) -> bytes:
-    return gzip.compress(tar(*members, form=form), mtime=0)
+    return zipped(tar(*members, form=form))
 
 
 def header(member: Member, *, size: int) -> bytes:
@@ -336,7 +343,7 @@ def test_takes_sizes_from_pax(place: Place) -> None:
     pax = tar(Member("big", pax={"size": "5", "comment": "a=b\nc"}), form=tarfile.PAX_FORMAT)
     with_data = pax[:1536] + b"hello".ljust(512, b"\0") + tar(Member("next", data=b"x"))
 
-    place.unpack(gzip.compress(with_data))
+    place.unpack(zipped(with_data))
 
     assert (place.root / "big").read_bytes() == b"hello"
     assert (place.root / "next").read_bytes() == b"x"
@@ -349,7 +356,7 @@ def test_passes_over_a_global_header(place: Place) -> None:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=said) as archive:
         archive.addfile(TarInfo("file"))
 
-    place.unpack(gzip.compress(buffer.getvalue()))
+    place.unpack(zipped(buffer.getvalue()))
 
     assert [path.name for path in place.root.iterdir()] == ["file"]
 
@@ -393,14 +400,14 @@ def test_takes_chunks_of_any_size(place: Place, chunk_bytes: int) -> None:
 
 def test_takes_many_gzip_members(place: Place) -> None:
     """A gzip file may have members, each a piece of the whole."""
-    data = b"".join(gzip.compress(piece) for piece in pieces(tar(*RUNNER), 3333))
+    data = b"".join(zipped(piece) for piece in pieces(tar(*RUNNER), 3333))
 
     place.unpack(data, chunk_bytes=11)
 
     assert (place.root / "bin/Runner.Listener").stat().st_size == 1_024_000
 
 
-@pytest.mark.parametrize("tail", [b"\0" * 700, b"garbage", gzip.compress(b"more"), tarball(Member("more"))])
+@pytest.mark.parametrize("tail", [b"\0" * 700, b"garbage", zipped(b"more"), tarball(Member("more"))])
 def test_bytes_after_the_end_count_for_the_digest(place: Place, tail: bytes) -> None:
     """They are hashed, and otherwise passed over."""
     whole = tarball(*RUNNER)
@@ -564,7 +571,7 @@ def flipped(data: bytes, bit: int) -> bytes:
 def damaged_header() -> bytes:
     whole = bytearray(tar(Member("one"), Member("two")))
     whole[512] ^= 1
-    return gzip.compress(bytes(whole))
+    return zipped(bytes(whole))
 
 
 def wrong_crc() -> bytes:
@@ -580,10 +587,10 @@ def wrong_crc() -> bytes:
         (b"not gzip", "incorrect header check"),
         (wrong_crc(), "incorrect data check"),
         (damaged_header(), "bad checksum, header 2"),
-        (gzip.compress(tar(*RUNNER)[:-10240]), "its tar data is cut off"),
-        (gzip.compress(tar(*RUNNER)[:512]), "its tar data is cut off"),
-        (gzip.compress(tar(*RUNNER)[:2000]), "its tar data is cut off"),
-        (gzip.compress(b"no tar" * 200), "header 1"),
+        (zipped(tar(*RUNNER)[:-10240]), "its tar data is cut off"),
+        (zipped(tar(*RUNNER)[:512]), "its tar data is cut off"),
+        (zipped(tar(*RUNNER)[:2000]), "its tar data is cut off"),
+        (zipped(b"no tar" * 200), "header 1"),
         *(
             (SMALL[:size], "is cut off")
             for size in (1, 9, 10, 30, len(SMALL) // 2, len(SMALL) - 8, len(SMALL) - 1)
@@ -618,7 +625,7 @@ def test_any_header_is_refused_or_harmless(
     place = place_in(tmp_path_factory.mktemp("place"))
 
     with suppress(ArchiveRefusedError):
-        place.unpack(gzip.compress(bytes(data)))
+        place.unpack(zipped(bytes(data)))
 
     assert place.around() == place.before
 
@@ -640,7 +647,7 @@ def test_refuses_a_damaged_extended_header(place: Place, record: bytes) -> None:
     extended = header(Member("pax", tarfile.XHDTYPE), size=len(record)) + record.ljust(512, b"\0")
 
     with pytest.raises(ArchiveRefusedError, match="its extended header is damaged"):
-        place.unpack(gzip.compress(extended + tar(Member("file"))))
+        place.unpack(zipped(extended + tar(Member("file"))))
 
     assert place.is_untouched()
 
@@ -731,7 +738,7 @@ def test_refuses_negative_sizes(place: Place) -> None:
     """Sizes may be binary, and so negative: of a file and of an extended header."""
     for member in (Member("file"), Member("long", tarfile.GNUTYPE_LONGNAME), Member("pax", tarfile.XHDTYPE)):
         with pytest.raises(ArchiveRefusedError, match="-512"):
-            place.unpack(gzip.compress(header(member, size=-512) + bytes(1024)))
+            place.unpack(zipped(header(member, size=-512) + bytes(1024)))
 
     assert place.is_untouched()
 
@@ -875,8 +882,8 @@ def test_limits_a_bomb_after_the_end(place: Place) -> None:
     """Also what is not unpacked, because the tar ended before it."""
     limits = ArchiveLimits(inflated_bytes=10_000_000)
 
-    refused_by(place, limits, gzip.compress(tar(*RUNNER) + bytes(20_000_000)), "more than 10000000 bytes")
-    refused_by(place, limits, tarball(*RUNNER) + gzip.compress(bytes(20_000_000)), "more than 10000000 bytes")
+    refused_by(place, limits, zipped(tar(*RUNNER) + bytes(20_000_000)), "more than 10000000 bytes")
+    refused_by(place, limits, tarball(*RUNNER) + zipped(bytes(20_000_000)), "more than 10000000 bytes")
 
 
 def test_a_bomb_takes_little_memory(place: Place) -> None:
@@ -923,13 +930,13 @@ def test_limits_extended_headers(place: Place) -> None:
     """One that says it is huge is not read; any number of small ones takes no more stack than one."""
     for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
         huge = header(Member("huge", kind), size=6_000_000_000)
-        refused_by(place, LIMITS, gzip.compress(huge), "its extended header has 6000000000 bytes")
+        refused_by(place, LIMITS, zipped(huge), "its extended header has 6000000000 bytes")
     many = header(Member("name", tarfile.GNUTYPE_LONGNAME), size=4) + b"file".ljust(512, b"\0")
 
     refused_by(
-        place, ArchiveLimits(members=3000), gzip.compress(many * 3001 + tar(Member("x"))), "than 3000 members"
+        place, ArchiveLimits(members=3000), zipped(many * 3001 + tar(Member("x"))), "than 3000 members"
     )
-    place.unpack(gzip.compress(many * 3000 + tar(Member("x"))))
+    place.unpack(zipped(many * 3000 + tar(Member("x"))))
     assert (place.root / "file").is_file()
 
 
@@ -1095,6 +1102,22 @@ def test_can_be_cancelled_within_a_chunk(place: Place) -> None:
         place.unpack(
             tarball(Member("big", data=os.urandom(300_000))), chunk_bytes=1 << 30, cancelled=cancelled
         )
+
+    assert place.is_untouched()
+
+
+def test_can_be_cancelled_after_the_last_chunk(place: Place) -> None:
+    """The end of the bytes is the last chance."""
+    data = tarball(*RUNNER)
+    over = False
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal over
+        yield data
+        over = True
+
+    with pytest.raises(UnpackCancelledError):
+        unpack(chunks(), sha256=hashlib.sha256(data).hexdigest(), root=place.root, cancelled=lambda: over)
 
     assert place.is_untouched()
 
@@ -1344,7 +1367,7 @@ def test_leaves_mount_points(tree: Path) -> None:
         mount --bind ../outside/file bound
         {sys.executable} - <<'END'
         from pathlib import Path
-        from agent_adapters.archive import remove_tree
+        from agent_adapters.removal import remove_tree
         try:
             remove_tree(Path({str(tree)!r}))
         except Exception as error:
