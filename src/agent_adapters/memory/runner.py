@@ -1,129 +1,40 @@
-"""The whole world in memory: an adapter for each port, for tests and simulations.
-
-They keep the promises and the limits of the real services, and what they recorded stands in plain
-attributes. Time is the event loop's, so in a simulated loop all of it is virtual.
-
-A `Machine` is what survives the agent: its disk, its journal, its processes. A successor gets new
-adapters of the same machine, as after a crash.
-"""
+"""A runner that follows a script, and where its files come from."""
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from attrs import Factory, define, field, frozen
 
-from agent_adapters.wire import checked_message, journal_from_json, journal_to_json
-from agent_core.delivery import check_batch, event_bytes
+from agent_adapters.memory.machine import Machine
 from agent_core.errors import (
     ArchiveRefusedError,
     BinaryError,
     BinaryUnavailableError,
-    ConfigAbsentError,
-    ConfigError,
     DigestMismatchError,
-    JournalUnavailableError,
-    NotifierDeniedError,
     RegistrationRefusedError,
     RunnerUnavailableError,
-    SpoolError,
-    TerminatorDeniedError,
 )
 from agent_core.model import (
-    HostSample,
-    JobConfig,
     JobResult,
-    JournalRecord,
-    LogEvent,
     OutputLine,
     ProcessId,
     Registration,
     Release,
     ReleaseRequest,
     Secret,
-    StatusMessage,
 )
 from agent_core.ports import (
     BinaryStore,
-    ConfigSource,
-    HostProbe,
-    Journal,
-    LogSink,
-    LogSpool,
-    Notifier,
     Progress,
     RunnerProcess,
     Say,
-    Terminator,
 )
 
-__all__ = [
-    "InMemoryBinaryStore",
-    "InMemoryConfigSource",
-    "InMemoryHostProbe",
-    "InMemoryJournal",
-    "InMemoryLogSink",
-    "InMemoryLogSpool",
-    "InMemoryNotifier",
-    "InMemoryRunnerProcess",
-    "InMemoryTerminator",
-    "Machine",
-    "RunnerScript",
-]
+__all__ = ["InMemoryBinaryStore", "InMemoryRunnerProcess", "RunnerScript"]
 
-_TOO_OLD: Final = timedelta(days=14)
-_TOO_NEW: Final = timedelta(hours=2)
 _KILLED: Final = 137
-_EPOCH: Final = datetime(2025, 11, 25, 10, 0, tzinfo=UTC)
-
-
-@define
-class Machine:
-    """One instance: what outlives the agent on it."""
-
-    instance_id: str = "i-0123456789abcdef0"
-    free_disk_bytes: int = 50 * 2**30
-    available_memory_bytes: int = 4 * 2**30
-    booted_at: datetime = _EPOCH
-    journal: str | None = None
-    """The journal's text, as it stands on the disk."""
-    installed: Release | None = None
-    """What is in the runner's root."""
-    registered: bool = False
-    runner_alive: set[ProcessId] = Factory(set)
-    agents_alive: set[ProcessId] = Factory(set)
-    processes_made: int = 0
-
-    def new_process(self) -> ProcessId:
-        """The identity of one more process."""
-        self.processes_made += 1
-        return ProcessId(self.processes_made, float(self.processes_made))
-
-
-# Config
-
-
-@define
-class InMemoryConfigSource(ConfigSource):
-    """Has a config, or an error, or (yet) neither."""
-
-    config: JobConfig | None = None
-    error: ConfigError | None = None
-    fetches: int = 0
-
-    async def fetch(self) -> JobConfig:
-        self.fetches += 1
-        await asyncio.sleep(0)
-        if self.error is not None:
-            raise self.error
-        if self.config is None:
-            raise ConfigAbsentError("there is no config in memory yet")
-        return self.config
-
-
-# The runner's files
 
 
 @define
@@ -166,9 +77,6 @@ class InMemoryBinaryStore(BinaryStore):
         if release.version in self.damaged:
             raise ArchiveRefusedError(f"the archive of {release.version} is damaged")
         self.machine.installed = release
-
-
-# The runner's process
 
 
 @frozen(kw_only=True)
@@ -365,153 +273,3 @@ class InMemoryRunnerProcess(RunnerProcess):
 
 async def _for_ever() -> None:
     await asyncio.Event().wait()
-
-
-# Delivery
-
-
-@define
-class InMemoryLogSink(LogSink):
-    """CloudWatch Logs as it is: it enforces every limit of PutLogEvents."""
-
-    now: Callable[[], datetime] | None = None
-    """Where given, events that are too old or too new are rejected."""
-    streams: dict[str, list[LogEvent]] = Factory(dict)
-    puts: int = 0
-
-    async def put(self, stream: str, events: Sequence[LogEvent]) -> int:
-        self.puts += 1
-        await asyncio.sleep(0)
-        check_batch(events)
-        taken = [event for event in events if self._is_timely(event)]
-        self.streams.setdefault(stream, []).extend(taken)
-        return len(events) - len(taken)
-
-    def lines(self, stream: str) -> list[str]:
-        """The text of the stream's events."""
-        return [event.text for event in self.streams.get(stream, [])]
-
-    def _is_timely(self, event: LogEvent) -> bool:
-        if self.now is None:
-            return True
-        age = self.now() - datetime.fromtimestamp(event.timestamp_ms / 1000, UTC)
-        return -_TOO_NEW <= age <= _TOO_OLD
-
-
-@define
-class InMemoryLogSpool(LogSpool):
-    """Holds up to a bound."""
-
-    max_bytes: int = 2**30
-    events: list[LogEvent] = Factory(list)
-    _bytes: int = 0
-
-    def push(self, events: Sequence[LogEvent]) -> None:
-        size = sum(event_bytes(event) for event in events)
-        if self._bytes + size > self.max_bytes:
-            raise SpoolError(f"the spool holds {self.max_bytes} bytes at most")
-        self._bytes += size
-        self.events.extend(events)
-
-    def pop(self, max_bytes: int) -> list[LogEvent]:
-        popped: list[LogEvent] = []
-        total = 0
-        for event in self.events:
-            total += len(event.text.encode())
-            if popped and total > max_bytes:
-                break
-            popped.append(event)
-        del self.events[: len(popped)]
-        self._bytes -= sum(event_bytes(event) for event in popped)
-        return popped
-
-    def __len__(self) -> int:
-        return len(self.events)
-
-
-@define
-class InMemoryNotifier(Notifier):
-    """A queue; `received` has every message it took, repeats too."""
-
-    queue_url: str | None = "memory:termination"
-    """Where messages go that name no queue of their own; None: there is none."""
-    received: list[StatusMessage] = Factory(list)
-
-    async def send(self, message: StatusMessage, queue_url: str | None) -> None:
-        await asyncio.sleep(0)
-        if (queue_url or self.queue_url) is None:
-            raise NotifierDeniedError("there is no queue to send to")
-        checked_message(message)
-        self.received.append(message)
-
-    @property
-    def delivered(self) -> list[StatusMessage]:
-        """What a consumer sees that drops repeats of a `message_id`, as a FIFO queue does by itself."""
-        seen: dict[str, StatusMessage] = {}
-        for message in self.received:
-            seen.setdefault(message.message_id, message)
-        return list(seen.values())
-
-
-@define
-class InMemoryTerminator(Terminator):
-    """EC2, for one machine."""
-
-    machine: Machine
-    denied: bool = False
-    requests: list[str] = Factory(list)
-    """The instance IDs of the requests that were accepted."""
-
-    async def terminate(self, instance_id: str) -> None:
-        await asyncio.sleep(0)
-        if self.denied or instance_id != self.machine.instance_id:
-            raise TerminatorDeniedError(f"this machine may not terminate {instance_id}")
-        self.requests.append(instance_id)
-
-
-# The host
-
-
-@define
-class InMemoryHostProbe(HostProbe):
-    """Measures the machine; the agent that has this probe is one of its processes."""
-
-    machine: Machine
-    _own: ProcessId = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._own = self.machine.new_process()
-        self.machine.agents_alive.add(self._own)
-
-    async def sample(self) -> HostSample:
-        await asyncio.sleep(0)
-        return HostSample(
-            free_disk_bytes=self.machine.free_disk_bytes,
-            available_memory_bytes=self.machine.available_memory_bytes,
-            booted_at=self.machine.booted_at,
-        )
-
-    def is_alive(self, process: ProcessId) -> bool:
-        return process in self.machine.agents_alive
-
-    def own_process(self) -> ProcessId:
-        return self._own
-
-
-@define
-class InMemoryJournal(Journal):
-    """The journal on the machine's disk; it goes through the same JSON as a real one."""
-
-    machine: Machine
-    full: bool = False
-    """The disk is full: nothing is written."""
-
-    async def load(self) -> JournalRecord | None:
-        await asyncio.sleep(0)
-        return None if self.machine.journal is None else journal_from_json(self.machine.journal)
-
-    async def save(self, record: JournalRecord) -> None:
-        await asyncio.sleep(0)
-        if self.full:
-            raise JournalUnavailableError("the disk is full")
-        self.machine.journal = journal_to_json(record)

@@ -1,0 +1,134 @@
+"""The services around a machine: config, logs, messages; they enforce the limits of the real ones."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from attrs import Factory, define
+
+from agent_adapters.wire import checked_message
+from agent_core.delivery import check_batch, event_bytes
+from agent_core.errors import (
+    ConfigAbsentError,
+    ConfigError,
+    NotifierDeniedError,
+    SpoolError,
+)
+from agent_core.model import (
+    JobConfig,
+    LogEvent,
+    StatusMessage,
+)
+from agent_core.ports import (
+    ConfigSource,
+    LogSink,
+    LogSpool,
+    Notifier,
+)
+
+__all__ = ["InMemoryConfigSource", "InMemoryLogSink", "InMemoryLogSpool", "InMemoryNotifier"]
+
+_TOO_OLD: Final = timedelta(days=14)
+_TOO_NEW: Final = timedelta(hours=2)
+
+
+@define
+class InMemoryConfigSource(ConfigSource):
+    """Has a config, or an error, or (yet) neither."""
+
+    config: JobConfig | None = None
+    error: ConfigError | None = None
+    fetches: int = 0
+
+    async def fetch(self) -> JobConfig:
+        self.fetches += 1
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+        if self.config is None:
+            raise ConfigAbsentError("there is no config in memory yet")
+        return self.config
+
+
+@define
+class InMemoryLogSink(LogSink):
+    """CloudWatch Logs as it is: it enforces every limit of PutLogEvents."""
+
+    now: Callable[[], datetime] | None = None
+    """Where given, events that are too old or too new are rejected."""
+    streams: dict[str, list[LogEvent]] = Factory(dict)
+    puts: int = 0
+
+    async def put(self, stream: str, events: Sequence[LogEvent]) -> int:
+        self.puts += 1
+        await asyncio.sleep(0)
+        check_batch(events)
+        taken = [event for event in events if self._is_timely(event)]
+        self.streams.setdefault(stream, []).extend(taken)
+        return len(events) - len(taken)
+
+    def lines(self, stream: str) -> list[str]:
+        """The text of the stream's events."""
+        return [event.text for event in self.streams.get(stream, [])]
+
+    def _is_timely(self, event: LogEvent) -> bool:
+        if self.now is None:
+            return True
+        age = self.now() - datetime.fromtimestamp(event.timestamp_ms / 1000, UTC)
+        return -_TOO_NEW <= age <= _TOO_OLD
+
+
+@define
+class InMemoryLogSpool(LogSpool):
+    """Holds up to a bound."""
+
+    max_bytes: int = 2**30
+    events: list[LogEvent] = Factory(list)
+    _bytes: int = 0
+
+    def push(self, events: Sequence[LogEvent]) -> None:
+        size = sum(event_bytes(event) for event in events)
+        if self._bytes + size > self.max_bytes:
+            raise SpoolError(f"the spool holds {self.max_bytes} bytes at most")
+        self._bytes += size
+        self.events.extend(events)
+
+    def pop(self, max_bytes: int) -> list[LogEvent]:
+        popped: list[LogEvent] = []
+        total = 0
+        for event in self.events:
+            total += len(event.text.encode())
+            if popped and total > max_bytes:
+                break
+            popped.append(event)
+        del self.events[: len(popped)]
+        self._bytes -= sum(event_bytes(event) for event in popped)
+        return popped
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+
+@define
+class InMemoryNotifier(Notifier):
+    """A queue; `received` has every message it took, repeats too."""
+
+    queue_url: str | None = "memory:termination"
+    """Where messages go that name no queue of their own; None: there is none."""
+    received: list[StatusMessage] = Factory(list)
+
+    async def send(self, message: StatusMessage, queue_url: str | None) -> None:
+        await asyncio.sleep(0)
+        if (queue_url or self.queue_url) is None:
+            raise NotifierDeniedError("there is no queue to send to")
+        checked_message(message)
+        self.received.append(message)
+
+    @property
+    def delivered(self) -> list[StatusMessage]:
+        """What a consumer sees that drops repeats of a `message_id`, as a FIFO queue does by itself."""
+        seen: dict[str, StatusMessage] = {}
+        for message in self.received:
+            seen.setdefault(message.message_id, message)
+        return list(seen.values())
