@@ -197,11 +197,17 @@ def _watch(since: float, limit: timedelta, reason: StopReason, what: str) -> Wat
 # Ending
 
 
-def grace_seconds(limits: Limits, remaining: float | None) -> float:
-    """How long the runner may take to stop by itself, with `remaining` seconds to the machine's end."""
-    grace = limits.shutdown_grace.total_seconds()
+def grace_seconds(limits: Limits, waited: float, remaining: float | None) -> float:
+    """How much longer the runner may take to stop by itself.
+
+    Args:
+        limits: what the operator allows.
+        waited: seconds since it was asked to stop.
+        remaining: seconds to the machine's end, where there is one.
+    """
+    grace = limits.shutdown_grace.total_seconds() - waited
     if remaining is None:
-        return grace
+        return max(0.0, grace)
     return max(0.0, min(grace, remaining - _RESERVE_SECONDS))
 
 

@@ -214,8 +214,8 @@ class Supervision:
         stopping, begun = self._life.stopping, self._time()
         while not exit_.done():
             stopping.changed.clear()
-            grace = grace_seconds(self._life.limits, self._life.remaining_seconds)
-            left = begun + grace - self._time()
+            waited = self._time() - begun
+            left = grace_seconds(self._life.limits, waited, self._life.remaining_seconds)
             if left <= 0:
                 return
             changed = asyncio.create_task(stopping.changed.wait(), name="nearer deadline")

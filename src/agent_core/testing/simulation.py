@@ -409,8 +409,8 @@ async def _canary(ran: list[bool]) -> None:
 
 
 def _discard_at_end_of_stack(parts: list[Any], canary: Any, ran: list[bool]) -> None:
-    # Down here, all fails that needs a frame, `suppress` among it. CPython 3.11 counts some calls in C, too, so
-    # that the throw fails in the last frames, and works a few frames up. It is one call for all: of several
+    # Down here, all fails that needs a frame, `suppress` among it. CPython 3.11 counts some calls in C, too: the
+    # throw fails in the last frames, and works a few frames up. It is one call for all, since of several
     # `part.throw(…)`, the specializing interpreter would count some and others not.
     try:  # noqa: SIM105
         _discard_at_end_of_stack(parts, canary, ran)

@@ -351,6 +351,22 @@ class RunnerProcessContract(Contract, ABC):
 
             assert await runner.wait() == 4  # noqa: PLR2004 - as the behaviour says
 
+    @on_loop
+    async def test_an_interrupt_counts_for_one_start(self) -> None:
+        """The runner that is started next was not asked to stop."""
+        runner = await self._registered(RunnerBehaviour(never_assigns=True))
+        async with self._started(runner) as heard:
+            await heard.until(Listening)
+            await runner.interrupt()
+            await heard.end()
+            await runner.wait()
+
+        self.install(RunnerBehaviour())
+        await runner.register(_REGISTRATION, _ignore)
+        async with self._started(runner) as heard:
+            await heard.end()
+            assert heard.events[-1] == Completed(JOB_NAME, JobResult.SUCCEEDED)
+
     # Killing
 
     @on_loop
