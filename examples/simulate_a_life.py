@@ -1,6 +1,6 @@
 """A six-hour job in virtual time, with a log sink that fails half of the time and a SIGTERM near the end.
 
-    .venv/bin/python examples/simulate_a_life.py
+Run it with `.venv/bin/python examples/simulate_a_life.py`.
 """
 
 import asyncio

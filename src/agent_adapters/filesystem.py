@@ -1,7 +1,6 @@
 """The world as files, for the profile `local`: what would go to a cloud stands under one folder.
 
-`notifications.jsonl`, `terminations.jsonl`, `logs/{instance_id}/{job_id}.log`. The journal and the log
-spool are files in every profile.
+`notifications.jsonl`, `terminations.jsonl`, `logs/{instance_id}/{job_id}.log`.
 """
 
 import asyncio
@@ -14,33 +13,30 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from agent_adapters.archive import unpack
+from agent_adapters.state import write_all
 from agent_adapters.threads import Lane
-from agent_adapters.wire import checked_message, journal_from_json, journal_to_json, parse_config
+from agent_adapters.wire import checked_message, parse_config
 from agent_core.delivery import check_batch
 from agent_core.errors import (
     BinaryUnavailableError,
     ConfigAbsentError,
     ConfigDeniedError,
     ConfigUnavailableError,
-    JournalUnavailableError,
     LogSinkDeniedError,
     LogSinkUnavailableError,
     NotifierDeniedError,
     NotifierUnavailableError,
-    SpoolError,
     TerminatorDeniedError,
     TerminatorUnavailableError,
 )
-from agent_core.model import JobConfig, JournalRecord, LogEvent, Release, ReleaseRequest, StatusMessage
+from agent_core.model import JobConfig, LogEvent, Release, ReleaseRequest, StatusMessage
 from agent_core.ports import (
     BinaryStore,
     ConfigSource,
-    Journal,
     LogSink,
-    LogSpool,
     Notifier,
     Progress,
     Terminator,
@@ -49,9 +45,7 @@ from agent_core.ports import (
 __all__ = [
     "FileBinaryStore",
     "FileConfigSource",
-    "FileJournal",
     "FileLogSink",
-    "FileLogSpool",
     "FileNotifier",
     "FileTerminator",
 ]
@@ -249,171 +243,10 @@ def _append(path: Path, text: str) -> None:
     try:
         before = os.fstat(descriptor).st_size
         try:
-            _write_all(descriptor, text)
+            write_all(descriptor, text)
             os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, before)
             raise
     finally:
         os.close(descriptor)
-
-
-def _write_all(descriptor: int, text: str) -> None:
-    data = memoryview(text.encode("utf-8", "backslashreplace"))
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-# What stays
-
-
-class FileJournal(Journal):
-    """The journal in a file of mode 0600, replaced whole and synced."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lane = Lane("journal", JournalUnavailableError)
-
-    async def load(self) -> JournalRecord | None:
-        text = await self._lane.run(self._read)
-        return None if text is None else journal_from_json(text)
-
-    async def save(self, record: JournalRecord) -> None:
-        await self._lane.run(partial(self._replace, journal_to_json(record)))
-
-    def _read(self) -> str | None:
-        try:
-            return self._path.read_text("utf-8", "replace")
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise JournalUnavailableError(f"{self._path}: {exc.strerror}") from exc
-
-    def _replace(self, text: str) -> None:
-        new = self._path.with_name(f"{self._path.name}.new")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(new, flags, _PRIVATE)
-            try:
-                _write_all(descriptor, text)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            new.replace(self._path)
-            _sync_folder(self._path.parent)
-        except OSError as exc:
-            raise JournalUnavailableError(f"{self._path}: {exc.strerror}") from exc
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder survive a crash."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class FileLogSpool(LogSpool):
-    """A file of mode 0600, written and read in a circle: what is read makes room, and its size is bounded.
-
-    It begins empty: what an earlier life left in it is gone.
-
-    Args:
-        path: the file; made when it is first needed.
-        max_bytes: how large it may grow.
-    """
-
-    def __init__(self, path: Path, max_bytes: int = _SPOOL_BYTES) -> None:
-        self._path, self._max_bytes = path, max_bytes
-        self._descriptor: int | None = None
-        self._count = self._read_at = self._write_at = 0
-        self._turn_at: int | None = None
-        """Where the reader has to go back to the front, as the writer did; None while it is ahead."""
-
-    def push(self, events: Sequence[LogEvent]) -> None:
-        lines = "".join(f"{json.dumps([event.timestamp_ms, event.text])}\n" for event in events).encode()
-        at = self._room_for(len(lines))
-        if at is None:
-            raise SpoolError(f"{self._path}: the spool holds {self._max_bytes} bytes at most")
-        try:
-            # What fails half way lies where nothing is read, and is written over.
-            _write_all_at(self._open(), lines, at)
-        except OSError as exc:
-            raise SpoolError(f"{self._path}: {exc.strerror}") from exc
-        if at < self._write_at:
-            self._turn_at = self._write_at
-        self._write_at = at + len(lines)
-        self._count += len(events)
-
-    def pop(self, max_bytes: int) -> list[LogEvent]:
-        if self._count == 0:
-            return []
-        try:
-            with self._path.open("rb") as stream:
-                popped = self._take(stream, max_bytes)
-        except (OSError, ValueError, TypeError) as exc:
-            self.close()
-            raise SpoolError(f"{self._path}: {exc}") from exc
-        if self._count == 0:
-            self._empty()
-        return popped
-
-    def __len__(self) -> int:
-        return self._count
-
-    def close(self) -> None:
-        """Removes the file, and forgets what was in it."""
-        self._empty()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-            with suppress(OSError):
-                self._path.unlink()
-
-    def _room_for(self, size: int) -> int | None:
-        """Where so many bytes can be written; None: nowhere."""
-        if self._turn_at is not None:
-            return self._write_at if self._write_at + size <= self._read_at else None
-        if self._write_at + size <= self._max_bytes:
-            return self._write_at
-        return 0 if size <= self._read_at else None
-
-    def _take(self, stream: BinaryIO, max_bytes: int) -> list[LogEvent]:
-        popped: list[LogEvent] = []
-        total = 0
-        stream.seek(self._read_at)
-        while self._count:
-            if self._read_at == self._turn_at:
-                self._read_at, self._turn_at = stream.seek(0), None
-            line = stream.readline()
-            event = LogEvent(*json.loads(line))
-            total += len(event.text.encode())
-            if popped and total > max_bytes:
-                break
-            popped.append(event)
-            self._read_at += len(line)
-            self._count -= 1
-        return popped
-
-    def _open(self) -> int:
-        if self._descriptor is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self._path, flags, _PRIVATE)
-        return self._descriptor
-
-    def _empty(self) -> None:
-        self._count = self._read_at = self._write_at = 0
-        self._turn_at = None
-        if self._descriptor is not None:
-            with suppress(OSError):  # it only keeps its room on the disk
-                os.ftruncate(self._descriptor, 0)
-
-
-def _write_all_at(descriptor: int, data: bytes, at: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest, at)
-        at, rest = at + written, rest[written:]

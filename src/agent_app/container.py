@@ -10,14 +10,13 @@ from dependency_injector import containers, providers
 from agent_adapters.filesystem import (
     FileBinaryStore,
     FileConfigSource,
-    FileJournal,
     FileLogSink,
-    FileLogSpool,
     FileNotifier,
     FileTerminator,
 )
 from agent_adapters.host import PsutilHostProbe
 from agent_adapters.process import SubprocessRunnerProcess, runner_environment
+from agent_adapters.state import FileJournal, FileLogSpool
 from agent_app.settings import Settings
 from agent_core.events import Observer
 from agent_core.life import AgentOptions

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_adapters.filesystem import FileJournal
 from agent_adapters.memory import InMemoryJournal, Machine
+from agent_adapters.state import FileJournal
 from agent_core.errors import JournalUnavailableError
 from agent_core.model import JournalRecord
 from agent_core.phases import Phase
@@ -119,7 +119,7 @@ def test_another_process_reads_it(path: Path) -> None:
     """A successor is a process that has nothing but the file."""
     save(path)
     script = (
-        "import asyncio, sys; from pathlib import Path; from agent_adapters.filesystem import FileJournal; "
+        "import asyncio, sys; from pathlib import Path; from agent_adapters.state import FileJournal; "
         "record = asyncio.run(FileJournal(Path(sys.argv[1])).load()); print(record.phase, record.job_id)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

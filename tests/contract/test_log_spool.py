@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_adapters.filesystem import FileLogSpool
 from agent_adapters.memory import InMemoryLogSpool
+from agent_adapters.state import FileLogSpool
 from agent_core.errors import SpoolError
 from agent_core.model import LogEvent
 from agent_core.testing.contracts import LogSpoolContract, Pop, Push

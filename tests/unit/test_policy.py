@@ -239,7 +239,7 @@ def test_a_watch_moves_with_milestone_and_limit(
 )
 def test_a_near_end_shortens_grace_and_cleaning(remaining: float | None, grace: float, clean: float) -> None:
     """min(90 s, what remains less 30 s for the rest), never negative; without a deadline, the whole."""
-    assert grace_seconds(LIMITS, remaining) == grace
+    assert grace_seconds(LIMITS, 0, remaining) == grace
     assert clean_seconds(remaining) == clean
 
 
@@ -247,12 +247,12 @@ def test_a_near_end_shortens_grace_and_cleaning(remaining: float | None, grace: 
 @given(SOME_LIMITS, st.none() | st.floats(-1e6, 1e6), st.floats(0, 1e6))
 def test_grace_is_bounded(limits: Limits, remaining: float | None, more: float) -> None:
     """It is at most the operator's, leaves 30 s to the machine's end, and grows with what remains."""
-    grace = grace_seconds(limits, remaining)
+    grace = grace_seconds(limits, 0, remaining)
 
     assert 0 <= grace <= limits.shutdown_grace.total_seconds()
     if remaining is not None:
         assert grace == 0 or remaining - grace >= 30 - 1e-6
-        assert grace <= grace_seconds(limits, remaining + more) <= grace_seconds(limits, None)
+        assert grace <= grace_seconds(limits, 0, remaining + more) <= grace_seconds(limits, 0, None)
 
 
 # Tokens
