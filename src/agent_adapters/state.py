@@ -3,9 +3,10 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from agent_adapters.threads import Lane
 from agent_adapters.wire import journal_from_json, journal_to_json
