@@ -1,0 +1,149 @@
+"""All processes of the runner, wherever they went: found, and killed, without mistaking another for one."""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from agent_adapters.host import ProcessEntry, identify, process_table
+from agent_core.errors import RunnerUnavailableError
+from agent_core.model import ProcessId
+
+__all__ = ["RunnerProcesses", "kill"]
+
+_MARK: Final = "RUNNER_TRACKING_ROOT"
+_INTERPRETERS: Final = frozenset({"bash", "node", "pwsh", "python", "python3", "sh"})
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+class RunnerProcesses:
+    """The processes of the runner in one root.
+
+    This process becomes the reaper of orphans, so that no descendant of the runner gets out of sight,
+    whatever it does. A successor, which has adopted none, goes by sessions, the mark, and program paths.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._started: set[ProcessId] = set()
+        self._not_ours: frozenset[int] = frozenset()
+
+    @property
+    def mark(self) -> Mapping[str, str]:
+        """For the runner's environment, and so for its descendants': a successor knows them by it."""
+        return {_MARK: str(self._root)}
+
+    def adopt_orphans(self) -> None:
+        """To be called before each start.
+
+        Raises:
+            RunnerUnavailableError: the system does not let this process adopt.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            number = ctypes.get_errno()
+            raise RunnerUnavailableError(f"orphans cannot be adopted: {os.strerror(number)}")
+        if not self._started:
+            own = os.getpid()
+            self._not_ours = frozenset(e.id.pid for e in process_table() if e.parent_pid == own)
+
+    def add(self, process: ProcessId) -> None:
+        """Takes note of a process that this one has started, in a session of its own."""
+        self._started.add(process)
+
+    def find(self, known: Iterable[ProcessId]) -> set[ProcessId]:
+        """Every process of the runner that lives: by session, parentage, mark, its program's path."""
+        table = {entry.id.pid: entry for entry in process_table()}
+        ours = self._started | set(known)
+        # A number that another process has by now leads no session of ours.
+        leaders = {
+            process.pid for process in ours if process.pid not in table or table[process.pid].id == process
+        }
+        found = {
+            entry.id
+            for entry in table.values()
+            if entry.id in ours
+            or entry.session in leaders
+            or self._works_from_root(entry.id.pid)
+            or self._is_marked(entry.id.pid)
+        }
+        found |= self._adopted(table)
+        found |= _descendants(table, found)
+        for process in found:
+            self._take_note(process, table[process.pid])
+        return {process for process in found if not table[process.pid].is_dead}
+
+    def _adopted(self, table: Mapping[int, ProcessEntry]) -> set[ProcessId]:
+        """The children of this process that came after the runner's start: its orphans."""
+        if not self._started:
+            return set()
+        own = os.getpid()
+        return {
+            entry.id
+            for entry in table.values()
+            if entry.parent_pid == own and entry.id.pid not in self._not_ours
+        }
+
+    def _works_from_root(self, pid: int) -> bool:
+        """Whether the process runs a program or a script of the runner's root."""
+        proc, root = Path("/proc", str(pid)), f"{self._root}/"
+        try:
+            program, script, *_ = (
+                os.fsdecode(word) for word in (proc / "cmdline").read_bytes().split(b"\0", 2)
+            )
+            if program.startswith(root) or (script.startswith(root) and Path(program).name in _INTERPRETERS):
+                return True
+            return str((proc / "exe").readlink()).startswith(root)
+        except (OSError, ValueError):
+            # It is gone, another user's, or a kernel thread, which has no command line.
+            return False
+
+    def _is_marked(self, pid: int) -> bool:
+        """Whether the process comes from the runner, by its environment."""
+        try:
+            variables = Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return os.fsencode(f"{_MARK}={self._root}") in variables
+
+    def _take_note(self, process: ProcessId, entry: ProcessEntry) -> None:
+        """Lets a dead orphan go for good; `_watch_exit` does so for what this process started."""
+        if entry.is_dead and entry.parent_pid == os.getpid() and process not in self._started:
+            with suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+
+
+def _descendants(table: Mapping[int, ProcessEntry], roots: set[ProcessId]) -> set[ProcessId]:
+    """All whose line of parents meets one of `roots`."""
+    children: dict[int, list[ProcessId]] = {}
+    for entry in table.values():
+        children.setdefault(entry.parent_pid, []).append(entry.id)
+    found: set[ProcessId] = set()
+    unseen = list(roots)
+    while unseen:
+        for child in children.get(unseen.pop().pid, []):
+            if child not in found:
+                found.add(child)
+                unseen.append(child)
+    return found
+
+
+def kill(process: ProcessId) -> bool:
+    """SIGKILL to that very process, and to no later one of its number; False: it may not be killed."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if identify(process.pid) == process:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
