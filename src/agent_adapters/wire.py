@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from attrs import evolve, fields
+from attrs import evolve
 from cattrs import Converter, transform_error
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
@@ -76,7 +76,9 @@ def _identity(value: object, _type: object) -> str:
     raise ValueError(f"{_shown(value)} is not a string")
 
 
-def _secret(value: object, _type: object) -> Secret:
+def _secret(value: object, _type: object) -> Secret | None:
+    if value is None or value == "":
+        return None
     if isinstance(value, str) and value and value.isprintable() and value.isascii():
         return Secret(value)
     raise ValueError(f"is not a string of printable ASCII, 1 character or more {_HIDDEN}")
@@ -107,12 +109,14 @@ def _moment(value: object, _type: object) -> datetime:
 def _labels(value: object, _type: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"{_shown(value)} is not a list of labels, 1 or more")
-    for label in value:
-        if not isinstance(label, str) or not label.strip() or "," in label or len(label) > _LABEL_LENGTH:
-            raise ValueError(
-                f"{_shown(label)} is not a label: a string without commas, 1 to {_LABEL_LENGTH} characters"
-            )
+    if bad := [_shown(label) for label in value if not _is_label(label)]:
+        takes = f"a string without commas, 1 to {_LABEL_LENGTH} characters"
+        raise ValueError(f"{', '.join(bad)}: no label; each is {takes}")
     return tuple(value)
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "," not in value and len(value) <= _LABEL_LENGTH
 
 
 def _optional(hook: _Hook) -> _Hook:
@@ -128,8 +132,8 @@ _CONFIG_FIELDS: Final[Mapping[str, _Hook]] = {
     "org": _name,
     "repo": _text("'name' or 'owner/name'", r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?"),
     "labels": _labels,
-    "jit_token": _optional(_secret),
-    "jit_config": _optional(_secret),
+    "jit_token": _secret,
+    "jit_config": _secret,
     "runner_group": _optional(_line),
     "job_id": lambda value, type_: "" if value is None else _identity(value, type_),
     "run_id": _optional(_identity),
@@ -138,10 +142,10 @@ _CONFIG_FIELDS: Final[Mapping[str, _Hook]] = {
     "created_at": _optional(_moment),
     "termination_queue_url": _optional(_line),
     "cache_url": _optional(_line),
-    "cache_token": _optional(_secret),
+    "cache_token": _secret,
     "runner_logs_bucket": _optional(_line),
     "runner_logs_prefix": _optional(_line),
-    "runner_version": _optional(_text("'2.x.y' or 'latest'", r"2\.\d+\.\d+|latest")),
+    "runner_version": _optional(_text("'2.x.y' or 'latest'", r"2\.[0-9]+\.[0-9]+|latest")),
     "runner_sha256": _optional(_text("a SHA-256 digest: 64 hex digits, lower case", r"[0-9a-f]{64}")),
     "max_runtime_minutes": _optional(_minutes),
 }
@@ -186,8 +190,8 @@ def parse_config(text: str, credential: str | None = None) -> JobConfig:
         raise ConfigMalformedError("\n  ".join(["the config cannot be used:", *faults]))
     if config.jit_token is None and config.jit_config is None:
         raise ConfigAbsentError("the config has neither jit_token nor jit_config yet")
-    known = {field.name for field in fields(JobConfig)}
-    return evolve(config, unknown_keys=tuple(sorted(_shown(key) for key in document.keys() - known)))
+    unknown = document.keys() - _CONFIG_FIELDS.keys()
+    return evolve(config, unknown_keys=tuple(sorted(map(_shown, unknown))))
 
 
 def _structure(document: dict[str, Any], faults: list[str]) -> JobConfig | None:
@@ -215,7 +219,13 @@ def _object(text: str, what: str, faults: list[str]) -> dict[str, Any] | None:
 
 def _credential(text: str, faults: list[str]) -> dict[str, Any]:
     document = _object(text, "credential", faults) or {}
-    secrets = {key: document[key] for key in ("jit_token", "jit_config") if document.get(key) is not None}
+    secrets: dict[str, Any] = {}
+    for key in ("jit_token", "jit_config"):
+        try:
+            if (secret := _secret(document.get(key), None)) is not None:
+                secrets[key] = secret.reveal()
+        except ValueError as exc:
+            faults.append(f"credential.{key}: {exc}")
     compressed = document.get("compressed", False)
     if not isinstance(compressed, bool):
         faults.append(f"credential.compressed: {_shown(compressed)} is not true or false")
@@ -227,10 +237,8 @@ def _credential(text: str, faults: list[str]) -> dict[str, Any]:
     return secrets
 
 
-def _inflate(text: object) -> str:
+def _inflate(text: str) -> str:
     """The JIT config of which `text` is base64(gzip(base64decode(it)))."""
-    if not isinstance(text, str):
-        raise ValueError("is not a string")  # noqa: TRY004 - a fault of the document, not of the caller
     inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     try:
         inflated = inflater.decompress(base64.b64decode(text, validate=True), _INFLATED_BYTES)

@@ -53,20 +53,21 @@ _CONNECTED: Final = "√ Connected to GitHub"
 _STAMP: Final = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ: "
 _LISTENING: Final = re.compile(_STAMP + r"Listening for Jobs\s*")
 _RUNNING: Final = re.compile(_STAMP + r"Running job: (?P<name>.*)")
-_COMPLETED: Final = re.compile(
-    _STAMP + rf"Job (?P<name>.*) completed with result: (?P<result>{'|'.join(_RESULTS)})\s*"
-)
+_RESULT: Final = rf" completed with result: (?P<result>{'|'.join(_RESULTS)})\s*"
+_COMPLETED: Final = re.compile(rf"{_STAMP}Job (?P<name>.*){_RESULT}")
+_END: Final = re.compile(rf"{_RESULT}\Z")
 
 
 class Console:
     """Reads one start of the runner, line by line.
 
-    Once a job runs, only a completion of that very job counts: a name with line breaks in it cannot
-    pass off its second line as the runner's.
+    Once a job runs, only a completion of that very job counts. A name with line breaks comes as several
+    lines, of which only the first has the runner's stamp: then the completion is at the end of the last.
     """
 
     def __init__(self) -> None:
         self._job_name: str | None = None
+        self._name_goes_on = False
 
     def feed(self, line: OutputLine) -> ConsoleEvent | None:
         """What the line says; None if it says nothing about the runner's state."""
@@ -81,5 +82,16 @@ class Console:
             return Running(self._job_name)
         completed = _COMPLETED.fullmatch(line.text)
         if completed and self._job_name in {None, completed["name"]}:
+            self._name_goes_on = False
             return Completed(completed["name"], _RESULTS[completed["result"]])
+        return self._rest_of_name(line.text)
+
+    def _rest_of_name(self, text: str) -> Completed | None:
+        """The completion of a job whose name has line breaks."""
+        if self._job_name is None:
+            return None
+        if self._name_goes_on and (end := _END.search(text)):
+            return Completed(self._job_name, _RESULTS[end["result"]])
+        if re.sub(_STAMP, "", text, count=1) == f"Job {self._job_name}":
+            self._name_goes_on = True
         return None

@@ -106,11 +106,12 @@ class LogDelivery:
         self._sink, self._spool = sink, spool
         self._now, self._rng, self._warn = now, rng, warn
         self._memory_bytes = memory_bytes
-        self._waiting: deque[tuple[LogEvent, int]] = deque()
+        self._waiting: deque[tuple[LogEvent, int, float]] = deque()
+        """Each with its bytes in a batch, and the moment it came."""
         self._waiting_bytes = 0
         self._last_timestamp_ms = 0
         self._some, self._ripe, self._closing = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._closed = self._denied = False
+        self._closed = self._denied = self._losing = False
         self._backoff = Backoff(first=0.5, most=10.0)
         self._pump: asyncio.Task[None] | None = None
         self._accepted = self._delivered = self._rejected = self._dropped = 0
@@ -132,8 +133,8 @@ class LogDelivery:
         try:
             size = len(text.encode())
         except UnicodeEncodeError:
-            text = text.encode("utf-8", "backslashreplace").decode()
-            size = len(text)
+            encoded = text.encode("utf-8", "backslashreplace")
+            text, size = encoded.decode(), len(encoded)
         if size <= EVENT_TEXT_BYTES:
             self._accept(text or _EMPTY_LINE, size or 1)
             return
@@ -158,15 +159,19 @@ class LogDelivery:
         end = loop.time() + seconds
         pump = self._pump
         while pump is not None and not pump.done():
-            before = self.stats.pending
+            before = self._settled
             await asyncio.wait({pump}, timeout=min(stall_seconds, max(0.0, end - loop.time())))
-            if not pump.done() and (self.stats.pending >= before or loop.time() >= end):
+            if not pump.done() and (self._settled == before or loop.time() >= end):
                 await abandon(pump)
                 break
         self._closed = True
         self._waiting.clear()
         self._dropped += self.stats.pending
         return self.stats
+
+    @property
+    def _settled(self) -> int:
+        return self._delivered + self._rejected + self._dropped
 
     # Taking lines in
 
@@ -186,7 +191,7 @@ class LogDelivery:
         self._some.set()
 
     def _append(self, event: LogEvent, size: int) -> None:
-        self._waiting.append((event, size))
+        self._waiting.append((event, size, _moment()))
         self._waiting_bytes += size
         if self._waiting_bytes >= BATCH_BYTES or len(self._waiting) >= BATCH_EVENTS:
             self._ripe.set()
@@ -195,9 +200,11 @@ class LogDelivery:
         try:
             self._spool.push([event])
         except SpoolError as exc:
-            if not self._dropped:
-                self._warn(f"log lines are lost: {exc}")
             self._dropped += 1
+            # A warning may be a log line itself: it must not come back here.
+            if not self._losing:
+                self._losing = True
+                self._warn(f"log lines are lost: {exc}")
 
     def _unspool(self) -> None:
         """Fills memory up from the spool."""
@@ -215,7 +222,8 @@ class LogDelivery:
     async def _deliver_to(self, stream: str) -> None:
         while True:
             await self._some.wait()
-            await wait_until_set(self._ripe, BATCH_SECONDS)
+            since = self._waiting[0][2] if self._waiting else _moment()
+            await wait_until_set(self._ripe, since + BATCH_SECONDS - _moment())
             await self._deliver_waiting(stream)
             if self._closing.is_set():
                 return
@@ -236,7 +244,7 @@ class LogDelivery:
         batch: list[LogEvent] = []
         total = 0
         while self._waiting and len(batch) < BATCH_EVENTS:
-            event, size = self._waiting[0]
+            event, size, _ = self._waiting[0]
             span_ms = event.timestamp_ms - batch[0].timestamp_ms if batch else 0
             if total + size > BATCH_BYTES or span_ms > BATCH_SPAN_MS:
                 break
@@ -282,3 +290,11 @@ class LogDelivery:
         self._dropped += len(self._waiting)
         self._waiting.clear()
         self._waiting_bytes = 0
+
+
+def _moment() -> float:
+    """Now, on the loop's clock; lines that come before there is a loop have waited long enough."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:
+        return 0.0

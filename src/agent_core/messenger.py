@@ -11,7 +11,7 @@ from agent_core.errors import (
 from agent_core.events import MessageSent
 from agent_core.life import Life
 from agent_core.model import StatusMessage
-from agent_core.policy import CALL_SECONDS, SEND_SECONDS, STARTED_LEAVE_SECONDS, STARTED_SECONDS, Backoff
+from agent_core.policy import SEND_CALL_SECONDS, SEND_SECONDS, STARTED_LEAVE_SECONDS, STARTED_SECONDS, Backoff
 from agent_core.status import started_message
 
 __all__ = ["Messenger"]
@@ -56,7 +56,7 @@ class Messenger:
         attempt = 0
         while True:
             try:
-                return await within(CALL_SECONDS, "the queue", notifier.send(message, queue_url))
+                return await within(SEND_CALL_SECONDS, "the queue", notifier.send(message, queue_url))
             except (NotifierDeniedError, MessageRefusedError):
                 raise
             except Exception as exc:  # noqa: BLE001 - unavailable, late, or an adapter's own fault

@@ -26,6 +26,7 @@ __all__ = [
     "KILL_SECONDS",
     "LAST_LOOK_SECONDS",
     "OUTPUT_END_SECONDS",
+    "SEND_CALL_SECONDS",
     "SEND_SECONDS",
     "STARTED_LEAVE_SECONDS",
     "STARTED_SECONDS",
@@ -54,6 +55,8 @@ JOURNAL_LOADS: Final = 3
 """So many looks, before the earlier life counts as unknown."""
 SEND_SECONDS: Final = 8.0
 """The final message, with every try."""
+SEND_CALL_SECONDS: Final = 3.0
+"""One such try: a call that hangs is not the last one."""
 STARTED_SECONDS: Final = 60.0
 """The `started` message, with every try."""
 STARTED_LEAVE_SECONDS: Final = 2.0
@@ -124,6 +127,7 @@ _POLL_FAST_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 5.0
 _POLL_JITTER: Final = 0.2
 _POLL_SHORTEST_SECONDS: Final = 0.1
+_SHORTEST_SECONDS: Final = 0.001
 
 
 def config_poll_delay(waited: float, standby: float, rng: Random) -> float:
@@ -206,9 +210,10 @@ def grace_seconds(limits: Limits, waited: float, remaining: float | None) -> flo
         remaining: seconds to the machine's end, where there is one.
     """
     grace = limits.shutdown_grace.total_seconds() - waited
-    if remaining is None:
-        return max(0.0, grace)
-    return max(0.0, min(grace, remaining - _RESERVE_SECONDS))
+    if remaining is not None:
+        grace = min(grace, remaining - _RESERVE_SECONDS)
+    # A wait so short that no time passes in it would be granted again and again.
+    return grace if grace > _SHORTEST_SECONDS else 0.0
 
 
 def clean_seconds(remaining: float | None) -> float:

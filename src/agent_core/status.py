@@ -138,23 +138,26 @@ def final_message(
         job_ran=observed.job_ran,
         runner_exit_code=observed.runner_exit_code,
         stop_reason=None if stop is None else stop.reason,
-        interrupted_by=None if stop is None else stop.by,
+        interrupted_by=None if stop is None or stop.by is None else cut_head(stop.by, _NAME_BYTES),
         **measured,
     )
 
 
 def _message(record: JournalRecord, kind: str, **fields: object) -> StatusMessage:
     job_id = record.job_id or ""
-    known: dict[str, object] = {
+    names = {
         "instance_id": record.instance_id,
         "job_id": job_id,
-        "message_id": message_id(record.instance_id, job_id, kind),
         "run_id": record.run_id,
         "repo": record.repo,
-        "job_name": None if record.job_name is None else cut_head(record.job_name, _NAME_BYTES),
+        "job_name": record.job_name,
         "runner_version": record.runner_version,
-        "agent_version": __version__,
     }
+    known: dict[str, object] = {
+        name: None if text is None else cut_head(text, _NAME_BYTES) for name, text in names.items()
+    }
+    known["message_id"] = message_id(record.instance_id, job_id, kind)
+    known["agent_version"] = __version__
     return StatusMessage(**(known | fields))  # type: ignore[arg-type]  # StatusMessage is checked where it is written
 
 
