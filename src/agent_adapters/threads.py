@@ -68,8 +68,8 @@ class Lane:
 
         try:
             threading.Thread(target=work, name=self._name, daemon=True).start()
-        except RuntimeError as exc:
-            # The system has no thread left, perhaps because of the job; the lane is free for the next try.
-            self._taken.release()
-            raise self._busy(f"{self._name}: {exc}") from exc
+        except RuntimeError:
+            # A job can leave the system without a thread. To block the loop for a moment is better then than
+            # to kill nothing, send nothing, and keep the machine.
+            work()
         return future

@@ -24,12 +24,11 @@ import sys
 import weakref
 from _thread import get_ident
 from datetime import UTC, datetime, timedelta
-from types import BuiltinMethodType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
 
 __all__ = [
     "EPOCH",
@@ -211,8 +210,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _abandon(self) -> None:
         self._crashed = True
         self.set_exception_handler(None)
-        coroutines = [task.get_coro() for task in self._pending]
-        _discard([*coroutines, *(generator.aclose() for generator in self._asyncgens)])
+        generators = [generator.aclose() for generator in self._asyncgens]
+        _discard([*(task.get_coro() for task in self._pending), *generators])
         self.close()
 
     def run_forever(self) -> None:
@@ -266,7 +265,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 self._ready[place] = handle
 
     def _who_waits(self, problem: str) -> str:
-        tasks = [f"{each.get_name()}: {_where(each) or each.get_coro()}" for each in self.pending_tasks()]
+        tasks = [f"{each.get_name()}: {_where(each)}" for each in self.pending_tasks()]
         return "\n  ".join([f"at {self._time} s: {problem}. Pending:", *tasks])
 
     def create_future(self) -> asyncio.Future[Any]:
@@ -357,23 +356,20 @@ def _steps_a_task(handle: asyncio.Handle) -> bool:
     return isinstance(task, _Task) and not hasattr(task, getattr(callback, "__name__", ""))
 
 
-def _chain(awaitable: Any) -> Iterator[Any]:
-    """What it awaits, what that awaits, and so on: from the outside inwards."""
-    while awaitable is not None:
-        yield awaitable
-        awaitable = getattr(awaitable, "cr_await", None)
-
-
 def _where(task: asyncio.Task[Any]) -> str:
-    frames = [each.cr_frame for each in _chain(task.get_coro()) if getattr(each, "cr_frame", None)]
-    return " > ".join(f"{f.f_code.co_qualname} ({f.f_code.co_filename}:{f.f_lineno})" for f in frames)
+    """The chain of awaits, from the outside inwards."""
+    frames, awaitable = [], cast("Any", task.get_coro())
+    while frame := getattr(awaitable, "cr_frame", None):
+        frames.append(f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})")
+        awaitable = getattr(awaitable, "cr_await", None)
+    return " > ".join(frames) or repr(awaitable)
 
 
 _kept: list[object] = []
 _throw_exit = operator.methodcaller("throw", GeneratorExit)
 
 
-def _discard(awaitables: list[Any]) -> None:
+def _discard(coroutines: list[Any]) -> None:
     """End suspended coroutines and async generators without running any of their code.
 
     Python has no way for that: closed or collected, a coroutine gets a GeneratorExit, and its `finally` runs.
@@ -381,8 +377,6 @@ def _discard(awaitables: list[Any]) -> None:
     RecursionError that ends it, with all that its frame held, and does not resume it. Where that fails (for a
     profiler in Python, say, which needs stack of its own), all is kept for ever instead.
     """
-    chain = [each for awaitable in awaitables for each in _chain(awaitable)]
-    parts = [each for each in chain if isinstance(getattr(each, "throw", None), BuiltinMethodType)]
     ran: list[bool] = []
     canary = _canary(ran)
     canary.send(None)
@@ -391,14 +385,14 @@ def _discard(awaitables: list[Any]) -> None:
     sys.settrace(None)
     sys.unraisablehook = id  # finalizers fail there, as they should; of all hooks, only one in C can run
     try:
-        _discard_at_end_of_stack(parts, canary, ran)
+        _discard_at_end_of_stack(coroutines, canary, ran)
     finally:
         sys.unraisablehook = report
         sys.settrace(tracer)
         if collecting:
             gc.enable()
-    if any(getattr(part, "cr_frame", None) for part in parts):
-        _kept.extend(parts)
+    if any(getattr(coroutine, "cr_frame", None) for coroutine in coroutines):
+        _kept.extend(coroutines)
 
 
 async def _canary(ran: list[bool]) -> None:
@@ -408,19 +402,19 @@ async def _canary(ran: list[bool]) -> None:
         ran += [True]
 
 
-def _discard_at_end_of_stack(parts: list[Any], canary: Any, ran: list[bool]) -> None:
-    # Down here, all fails that needs a frame, `suppress` among it. CPython 3.11 counts some calls in C, too: the
-    # throw fails in the last frames, and works a few frames up. It is one call for all, since of several
-    # `part.throw(…)`, the specializing interpreter would count some and others not.
+def _discard_at_end_of_stack(coroutines: list[Any], canary: Any, ran: list[bool]) -> None:
+    # Down here, all fails that needs a frame, `suppress` among it. CPython 3.11 counts some calls in C, too:
+    # the throw fails in the last frames and works a few frames up. It is one call for all, since of several
+    # `coroutine.throw(…)`, the specializing interpreter may count some and others not.
     try:  # noqa: SIM105
-        _discard_at_end_of_stack(parts, canary, ran)
+        _discard_at_end_of_stack(coroutines, canary, ran)
     except RecursionError:  # this is the end
         pass
     if canary.cr_frame is None:
         return
-    for part in (canary, *parts):
+    for coroutine in (canary, *coroutines):
         try:  # noqa: SIM105
-            _throw_exit(part)
+            _throw_exit(coroutine)
         except (Exception, GeneratorExit):  # noqa: BLE001, S110  it has ended, now or before
             pass
         if ran or canary.cr_frame is not None:

@@ -1,4 +1,4 @@
-"""What an adapter of each port promises, as suites of tests: subclass one, and any runner of tests runs it.
+"""What an adapter of each port promises, as suites of tests: subclass one, and pytest runs it.
 
     class TestMyNotifier(NotifierContract):
         def setup_method(self) -> None:

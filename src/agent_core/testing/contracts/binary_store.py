@@ -160,6 +160,20 @@ class BinaryStoreContract(Contract, ABC):
                 BinaryUnavailableError, store.resolve(ReleaseRequest(version=version, arch="arm64"))
             )
 
+    @on_loop
+    async def test_the_digest_is_not_taken_from_the_bytes(self) -> None:
+        """Bytes that were changed before anybody asked have the trusted digest no more than others."""
+        store = self.make()
+        archive = runner_archive(_FILES)
+        self.publish(_VERSION, "x64", archive)
+        self.tamper(_VERSION, "x64", runner_archive(_files("another")))
+
+        release = await store.resolve(ReleaseRequest(version=_VERSION, arch="x64"))
+
+        assert release.sha256 == hashlib.sha256(archive).hexdigest()
+        await error_of(DigestMismatchError, store.install(release, _ignore))
+        self._assert_installed({})
+
     # Installing
 
     @on_loop

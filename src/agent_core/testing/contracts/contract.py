@@ -56,7 +56,7 @@ async def _patiently(main: Coroutine[Any, Any, _T], seconds: float) -> _T:
 
 
 def on_loop(test: Callable[[_C], Coroutine[Any, Any, None]]) -> Callable[[_C], None]:
-    """Makes a coroutine method a test that any runner of tests can call."""
+    """Makes a coroutine method a test: a plain one, that runs on the suite's loop."""
 
     @wraps(test)
     def run(self: _C) -> None:
