@@ -37,7 +37,7 @@ def test_call_that_hangs_fails_the_next_ones() -> None:
     async def main() -> None:
         taken = lane()
         task = asyncio.create_task(taken.run(hang))
-        while not entered.is_set():
+        while not entered.is_set():  # noqa: ASYNC110 - set by a thread
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(JournalUnavailableError, match="has not ended"):
@@ -65,7 +65,7 @@ def test_cancellation_is_passed_on_when_the_function_has_ended() -> None:
 
     async def main() -> None:
         task = asyncio.create_task(lane().run_cancellable(work))
-        while not entered.is_set():
+        while not entered.is_set():  # noqa: ASYNC110 - set by a thread
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
