@@ -11,10 +11,8 @@ each to a place further in or through another such symlink; in whatever order th
 
 import hashlib
 import os
-import re
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
@@ -41,14 +39,6 @@ class UnpackCancelledError(AgentError):
 
 _DEFAULT_LIMITS: Final = ArchiveLimits()
 _STEP_BYTES: Final = 16 * 1024  # inflated 17 MiB at most: DEFLATE's ratio ends at 1032
-_GZIP_FORMAT: Final = zlib.MAX_WBITS | 16
-_GZIP_FIRST_BYTE: Final = 0x1F
-
-_EXTENSION_BYTES: Final = 1024**2
-_LONG: Final = {tarfile.GNUTYPE_LONGNAME: b"path", tarfile.GNUTYPE_LONGLINK: b"linkpath"}
-_EXTENSIONS: Final = {*_LONG, tarfile.XHDTYPE, tarfile.XGLTYPE}
-_PAX_RECORD: Final = re.compile(rb"(\d{1,8}) ([^=\n]+)=")
-_PAX_SIZE: Final = re.compile(rb"\d{1,18}")
 
 _NAME_BYTES: Final = 255  # NAME_MAX
 _MADE_TYPES: Final = {tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE}
@@ -63,9 +53,6 @@ _OWNERS_MODE: Final = 0o700
 _SET_ID_MODE: Final = 0o6000
 
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-_FOLDER: Final = os.O_PATH | os.O_DIRECTORY
-_SHOWN_CHARACTERS: Final = 160
-_SHOWN_LEFTOVERS: Final = 3
 
 
 def _never() -> bool:

@@ -21,6 +21,7 @@ from agent_adapters.threads import Lane
 from agent_adapters.wire import checked_message, parse_config
 from agent_core.delivery import check_batch
 from agent_core.errors import (
+    AgentError,
     BinaryUnavailableError,
     ConfigAbsentError,
     ConfigDeniedError,
@@ -51,8 +52,6 @@ __all__ = [
 ]
 
 _CHUNK_BYTES: Final = 1024 * 1024
-_SPOOL_BYTES: Final = 2**30
-_PRIVATE: Final = 0o600
 _PUBLIC: Final = 0o644
 _FINAL: Final = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 """Not allowed, or something else stands in the place: trying again cannot help."""
@@ -188,12 +187,7 @@ class FileLogSink(LogSink):
     def _append(self, path: Path, text: str) -> None:
         if ".." in path.parts or not path.is_relative_to(self._folder):
             raise LogSinkDeniedError(f"{path}: the stream's name leads out of the folder")
-        try:
-            _append(path, text)
-        except _FINAL as exc:
-            raise LogSinkDeniedError(f"{path}: {exc.strerror}") from exc
-        except OSError as exc:
-            raise LogSinkUnavailableError(f"{path}: {exc.strerror}") from exc
+        _append(path, text, LogSinkDeniedError, LogSinkUnavailableError)
 
 
 class FileNotifier(Notifier):
@@ -205,15 +199,8 @@ class FileNotifier(Notifier):
 
     async def send(self, message: StatusMessage, queue_url: str | None) -> None:  # noqa: ARG002
         text = checked_message(message)
-        await self._lane.run(partial(self._append, f"{text}\n"))
-
-    def _append(self, line: str) -> None:
-        try:
-            _append(self._path, line)
-        except _FINAL as exc:
-            raise NotifierDeniedError(f"{self._path}: {exc.strerror}") from exc
-        except OSError as exc:
-            raise NotifierUnavailableError(f"{self._path}: {exc.strerror}") from exc
+        errors = NotifierDeniedError, NotifierUnavailableError
+        await self._lane.run(partial(_append, self._path, f"{text}\n", *errors))
 
 
 class FileTerminator(Terminator):
@@ -225,19 +212,25 @@ class FileTerminator(Terminator):
 
     async def terminate(self, instance_id: str) -> None:
         request = {"instance_id": instance_id, "requested_at": self._now().isoformat()}
-        await self._lane.run(partial(self._append, f"{json.dumps(request)}\n"))
-
-    def _append(self, line: str) -> None:
-        try:
-            _append(self._path, line)
-        except _FINAL as exc:
-            raise TerminatorDeniedError(f"{self._path}: {exc.strerror}") from exc
-        except OSError as exc:
-            raise TerminatorUnavailableError(f"{self._path}: {exc.strerror}") from exc
+        errors = TerminatorDeniedError, TerminatorUnavailableError
+        await self._lane.run(partial(_append, self._path, f"{json.dumps(request)}\n", *errors))
 
 
-def _append(path: Path, text: str) -> None:
-    """Appends all of the text or nothing, and returns when it would survive a crash."""
+def _append(path: Path, text: str, denied: type[AgentError], unavailable: type[AgentError]) -> None:
+    """Appends all of the text or nothing, and returns when it would survive a crash.
+
+    Raises:
+        AgentError: `denied` where trying again cannot help, `unavailable` where it may.
+    """
+    try:
+        _append_synced(path, text)
+    except _FINAL as exc:
+        raise denied(f"{path}: {exc.strerror}") from exc
+    except OSError as exc:
+        raise unavailable(f"{path}: {exc.strerror}") from exc
+
+
+def _append_synced(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _PUBLIC)
     try:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from agent_adapters.wire import message_to_json
 from agent_app.container import Container
-from agent_app.display import Aside, make_display
+from agent_app.display import Aside
 from agent_app.exit_status import ExitStatus, exit_status
 from agent_app.running import live, reap
 from agent_app.settings import Loaded, Settings, add_arguments, describe, load
@@ -75,7 +75,7 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
     if settings.profile == "aws" or not _is_writable(settings.state_dir):
         # There is nothing here that could be terminated, nor a place to write down that it was asked for.
         return _refuse(ExitStatus.CONFIG, *errors)
-    display = make_display(settings.instance_id or "")
+    display = _make_display(settings.instance_id or "")
     refused = SettingsError("\n".join(errors)) if errors else None
     try:
         outcome = live(_container(settings, display), refused, early)
@@ -96,12 +96,23 @@ def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.S
     settings = loaded.settings
     if errors := [*loaded.errors, *_missing_here(settings)]:
         return _refuse(ExitStatus.CONFIG, *errors)
-    display = make_display(settings.instance_id or "")
+    display = _make_display(settings.instance_id or "")
     outcome = reap(_container(settings, display))
     if outcome is None:
         return ExitStatus.OK
     display.close(outcome, _files(settings, outcome))
     return exit_status(outcome)
+
+
+def _make_display(instance_id: str) -> Aside:
+    """The display that fits stderr; the other is not imported, since that costs boot time."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        from agent_app.terminal import TerminalDisplay  # noqa: PLC0415
+
+        return Aside(TerminalDisplay())
+    from agent_app.json_lines import JsonLinesDisplay  # noqa: PLC0415
+
+    return Aside(JsonLinesDisplay(instance_id))
 
 
 def _container(settings: Settings, display: Aside) -> Container:

@@ -1,6 +1,5 @@
 """What `run` shows of a life on stderr: to people on a terminal, to machines elsewhere."""
 
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Final, Protocol
 from agent_core.ending import Outcome
 from agent_core.events import Event, Warned
 
-__all__ = ["Aside", "Display", "in_short", "make_display"]
+__all__ = ["Aside", "Display", "in_short"]
 
 _MOST_WAITING: Final = 10_000
 _CLOSE_SECONDS: Final = 3.0
@@ -65,17 +64,6 @@ class Aside:
         with suppress(OSError, ValueError):
             while (show := self._queue.get()) is not None:
                 show()
-
-
-def make_display(instance_id: str) -> Aside:
-    """The display that fits stderr; the other is not imported, since that costs boot time."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        from agent_app.terminal import TerminalDisplay  # noqa: PLC0415
-
-        return Aside(TerminalDisplay())
-    from agent_app.json_lines import JsonLinesDisplay  # noqa: PLC0415
-
-    return Aside(JsonLinesDisplay(instance_id))
 
 
 def in_short(outcome: Outcome) -> str:

@@ -28,7 +28,7 @@ _C = TypeVar("_C", bound="Contract")
 
 _PAUSE_SECONDS: Final = 0.01
 _BUSY_SECONDS: Final = 30.0
-_CANCEL_STEPS: Final = 12
+_CANCEL_STEPS: Final = 6
 """Iterations of the loop: more than any call needs to get under way."""
 
 
