@@ -787,7 +787,12 @@ def test_nothing_ever_leads_out(tmp_path_factory: pytest.TempPathFactory, member
     else:
         inside = os.path.realpath(place.root)
         for path in place.root.rglob("*"):
-            assert os.path.commonpath([inside, os.path.realpath(path)]) == inside
+            try:
+                real = os.path.realpath(path, strict=True)
+            except OSError:  # a loop, or a link to what is not there, leads nowhere
+                real = str(path.parent.joinpath(path.readlink())) if path.is_symlink() else str(path)
+                real = os.path.normpath(real)
+            assert os.path.commonpath([inside, real]) == inside
     assert place.around() == place.before
 
 
