@@ -134,12 +134,13 @@ def test_another_process_reads_it(path: Path) -> None:
 def test_a_disk_that_fills_up_keeps_the_record(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the new record is on the disk, where nobody reads it."""
     save(path)
-    write = os.write
+    write, halves = os.write, list[int]()
 
     def fills_up(descriptor: int, data: memoryview) -> int:
-        if len(data) < 100:
+        if halves:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(descriptor, data[: len(data) // 2])
+        halves.append(write(descriptor, data[: len(data) // 2]))
+        return halves[0]
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", fills_up)

@@ -7,25 +7,27 @@ import base64
 import hashlib
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Coroutine
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-
 from attrs import evolve
 
-from agent_adapters.archive import remove_tree, unpack
+from agent_adapters.archive import unpack
 from agent_adapters.host import identify
 from agent_adapters.memory import InMemoryRunnerProcess, Machine, RunnerScript
 from agent_adapters.process import SubprocessRunnerProcess, runner_environment
+from agent_adapters.removal import remove_tree
 from agent_core.errors import RunnerUnavailableError
 from agent_core.lines import LineSplitter
-from agent_core.model import ProcessId, Registration, Release, Secret
+from agent_core.model import OutputLine, ProcessId, Registration, Release, Secret
 from agent_core.testing import simulation
 from agent_core.testing.contracts import JOB_NAME, RunnerBehaviour, RunnerProcessContract
 from agent_core.testing.contracts.contract import until
@@ -37,7 +39,7 @@ TOKEN = "AABBCCDD-planted-registration-token"
 REGISTRATION = Registration(
     url="https://github.com/Shavakan/my-repo", name="runner-1", labels=("a", "b c"), token=Secret(TOKEN)
 )
-NOBODY = 65534
+NOBODY, SOMEBODY = 65534, 65533
 NEVER = 1e9
 """Seconds, of virtual time."""
 
@@ -70,8 +72,9 @@ class TestInMemoryRunnerProcess(RunnerProcessContract):
         return self.made[-1]
 
     def install(self, behaviour: RunnerBehaviour) -> None:
+        if self.machine.installed is not None:
+            self.machine.registered = False
         self.machine.installed = Release(version="2.336.0", arch="x64", sha256="0" * 64)
-        self.machine.registered = False
         self.script = script_of(behaviour)
         for runner in self.made:
             runner.script = self.script
@@ -375,6 +378,7 @@ def test_without_a_listener_run_sh_is_the_runner(place: Place, run: Run) -> None
         """#!/bin/bash
         trap 'echo goodbye; exit 3' INT
         sleep infinity &
+        until grep -qs sleep /proc/$!/comm; do :; done
         echo ready
         wait
         """,
@@ -401,7 +405,8 @@ def test_a_daemon_without_a_trace_is_killed(place: Place, run: Run) -> None:
     place.write(
         LISTENER,
         """#!/bin/bash
-        (cd / && exec env -i setsid bash -c 'echo $$ >"$0"; exec sleep infinity' "$PWD/daemon" &>/dev/null) &
+        script='echo $$ >"$0"; cd /; exec sleep infinity'
+        env -i setsid bash -c "$script" "$PWD/daemon" &>/dev/null &
         until [[ -s daemon ]]; do sleep 0.01; done
         """,
     )
@@ -415,7 +420,7 @@ def test_a_daemon_without_a_trace_is_killed(place: Place, run: Run) -> None:
 
         assert await runner.kill() == 1
 
-        assert not Path(f"/proc/{daemon}").exists(), "a zombie is left"
+        assert identify(daemon) is None, "a zombie is left"
         assert await runner.kill() == 0
 
     run(kill())
@@ -427,7 +432,7 @@ def test_bystanders_are_left_alone(place: Place, run: Run) -> None:
     others = [
         subprocess.Popen(["sleep", "infinity"]),
         subprocess.Popen(["sleep", "infinity"], start_new_session=True),
-        subprocess.Popen(["sleep", "infinity"], env={"RUNS_FLEET_TRACKED_ROOT": f"{place.root}-2"}),
+        subprocess.Popen(["sleep", "infinity"], env={"RUNNER_TRACKING_ROOT": f"{place.root}-2"}),
         subprocess.Popen(["sleep", "infinity"], executable="sleep", cwd=place.root),
     ]
 
@@ -452,13 +457,14 @@ def test_bystanders_are_left_alone(place: Place, run: Run) -> None:
 
 def test_what_may_be_killed_is_killed(place: Place, run: Run, unprivileged: Callable[[], None]) -> None:
     """A process that may not be killed saves no other one, and is named."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can start processes that another user may not kill")
-    daemon = f"setpriv --reuid {NOBODY} --clear-groups sleep infinity &\n"
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can start, by setpriv, processes that another user may not kill")
+    start = "setpriv --reuid {} --clear-groups sleep infinity &\necho $! >>daemons\n"
     place.write(
         LISTENER,
         "#!/bin/bash\n"
-        + 3 * (daemon + "echo $! >>daemons\nuntil grep -qs sleep /proc/$!/comm; do :; done\n")
+        + "".join(start.format(user) for user in (NOBODY, SOMEBODY, NOBODY))
+        + "for pid in $(<daemons); do until grep -qs sleep /proc/$pid/comm; do :; done; done\n"
         + "echo ready\nexec sleep infinity\n",
     )
 
@@ -466,16 +472,18 @@ def test_what_may_be_killed_is_killed(place: Place, run: Run, unprivileged: Call
         runner = place.make()
         process = await runner.start(None)
         async for _ready in runner.output():
-            daemons = (place.root / "daemons").read_text("utf-8").split()
-            assert [is_alive(int(pid)) for pid in daemons] == [True] * 3
+            daemons = [int(pid) for pid in (place.root / "daemons").read_text("utf-8").split()]
+            assert [is_alive(pid) for pid in daemons] == [True, True, True]
 
             unprivileged()
-            with pytest.raises(RunnerUnavailableError, match=str(process.pid)):
+            with pytest.raises(RunnerUnavailableError, match=str(daemons[1])):
                 await runner.kill()
             os.seteuid(0)
 
-            assert [is_alive(int(pid)) for pid in daemons] == [False] * 3
+            assert [is_alive(pid) for pid in (process.pid, *daemons)] == [False, False, True, False]
             assert await runner.kill() == 1
+            assert not is_alive(daemons[1])
+            return
 
     run(kill())
 
@@ -483,19 +491,21 @@ def test_what_may_be_killed_is_killed(place: Place, run: Run, unprivileged: Call
 def test_unread_output_keeps_no_pipe_open(place: Place, run: Run) -> None:
     """What nobody read of an earlier start is let go of with the next one."""
     place.write(LISTENER, "#!/bin/bash\nyes | head -c 1000000\n")
-    open_files: list[int] = []
 
     async def start() -> None:
         runner = place.make()
-        for _ in range(3):
-            await runner.start(None)
-            await runner.kill()
-            await runner.wait()
-            open_files.append(len(list(Path("/proc/self/fd").iterdir())))
+        await runner.start(None)
+        first = runner._start
+        assert first is not None
+        await runner.kill()
+        await runner.wait()
+
+        await runner.start(None)
+
+        assert first.transport.is_closing()
+        assert await anext(aiter(runner.output())) == OutputLine("y")
 
     run(start())
-
-    assert open_files == [open_files[0]] * 3
 
 
 AGENT = """
@@ -513,21 +523,33 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("runner_ends", [False, True])
-@pytest.mark.parametrize("told", [False, True])
-def test_a_successor_kills_what_a_dead_agent_left(
-    place: Place, run: Run, *, told: bool, runner_ends: bool
-) -> None:
-    """The agent was killed; its runner lives, or has left a daemon in a session of its own."""
+class Left(NamedTuple):
+    """What an agent that is killed leaves, and what its successor knows of it."""
+
+    daemon: str
+    told: bool
+    runner_ends: bool
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        *(Left("setsid nohup sleep infinity", *flags) for flags in product((True, False), repeat=2)),
+        pytest.param(Left("env -i setsid sleep infinity", told=False, runner_ends=False), id="by parentage"),
+        pytest.param(Left("env -i sleep infinity", told=True, runner_ends=True), id="by session"),
+    ],
+)
+def test_a_successor_kills_what_a_dead_agent_left(place: Place, run: Run, left: Left) -> None:
+    """The runner that still lives, and daemons in sessions of their own, whether it lives or has ended."""
     place.write(
         LISTENER,
-        """#!/bin/bash
-        (cd / && exec setsid nohup sleep infinity &>/dev/null) &
+        f"""#!/bin/bash
+        (cd / && exec {left.daemon} &>/dev/null) &
         echo $! >daemon
         until grep -qs sleep /proc/$!/comm; do :; done
         echo ready
         """
-        + ("" if runner_ends else "sleep infinity"),
+        + ("" if left.runner_ends else "sleep infinity"),
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     agent = subprocess.Popen(
@@ -541,11 +563,11 @@ def test_a_successor_kills_what_a_dead_agent_left(
     daemon = int((place.root / "daemon").read_text("utf-8"))
 
     async def kill() -> None:
-        if runner_ends:
+        if left.runner_ends:
             await until("the runner's end", lambda: not is_alive(process.pid))
         assert is_alive(daemon)
 
-        assert await place.make().kill([process] if told else []) == (1 if runner_ends else 3)
+        assert await place.make().kill([process] if left.told else []) == (1 if left.runner_ends else 3)
 
         assert not is_alive(daemon)
         assert not is_alive(process.pid)

@@ -385,15 +385,17 @@ def test_a_full_batch_goes_at_once(count: int, size: int) -> None:
     run(main)
 
 
-def test_a_batch_may_be_full_to_the_byte() -> None:
-    """1,048,576 bytes, with 26 for each event, are one batch, and enough to go at once."""
+@pytest.mark.parametrize("batches", [1, 2, 3])
+@pytest.mark.parametrize(("count", "size"), [(8, 131_072 - 26), (10_000, 20)])
+def test_a_batch_may_be_full_to_the_last(batches: int, count: int, size: int) -> None:
+    """1,048,576 bytes, with 26 for each event, or 10,000 events are one batch, and enough to go at once."""
 
     async def main() -> None:
         on = scene()
-        on.write(*numbered(8, 131_072 - 26))
+        on.write(*numbered(count * batches, size))
         await asyncio.sleep(0.001)
 
-        assert [put.bytes for put in on.sink.puts] == [1_048_576]
+        assert [len(put.events) for put in on.sink.puts] == [count] * batches
 
     run(main)
 

@@ -115,6 +115,7 @@ def test_a_secret_has_no_attributes() -> None:
         secret.note = "x"  # type: ignore[attr-defined]
 
 
+@RELAXED
 @given(ANY_TEXT, ANY_TEXT)
 def test_a_secret_is_its_text(one: str, other: str) -> None:
     """It gives its text to who asks for it, and equals only a secret of the same text."""
@@ -159,6 +160,7 @@ def test_results_that_are_a_success(result: JobResult) -> None:
 COUNTS: Final = st.integers(0, 10**9)
 
 
+@RELAXED
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
 def test_what_is_pending(delivered: int, rejected: int, dropped: int, pending: int) -> None:
     """What was accepted, and is not delivered, rejected or dropped."""

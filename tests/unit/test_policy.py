@@ -243,16 +243,35 @@ def test_a_near_end_shortens_grace_and_cleaning(remaining: float | None, grace: 
     assert clean_seconds(remaining) == clean
 
 
-@RELAXED
-@given(SOME_LIMITS, st.none() | st.floats(-1e6, 1e6), st.floats(0, 1e6))
-def test_grace_is_bounded(limits: Limits, remaining: float | None, more: float) -> None:
-    """It is at most the operator's, leaves 30 s to the machine's end, and grows with what remains."""
-    grace = grace_seconds(limits, 0, remaining)
+@pytest.mark.parametrize(
+    ("waited", "remaining", "grace"),
+    [
+        (0, None, 90),
+        (60, None, 30),
+        (90, None, 0),
+        (100, None, 0),
+        (60, 120, 30),
+        (60, 50, 20),
+        (85, 50, 5),
+        (0, 50, 20),
+    ],
+)
+def test_the_time_already_granted_counts(waited: float, remaining: float | None, grace: float) -> None:
+    """Of the 90 s it is used up; what remains to the machine's end is counted from now, and not cut again."""
+    assert grace_seconds(LIMITS, waited, remaining) == grace
 
-    assert 0 <= grace <= limits.shutdown_grace.total_seconds()
+
+@RELAXED
+@given(SOME_LIMITS, st.floats(0, 1e6), st.none() | st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_grace_is_bounded(limits: Limits, waited: float, remaining: float | None, more: float) -> None:
+    """It is at most what is left of the operator's, leaves 30 s to the machine's end, and grows with both."""
+    grace = grace_seconds(limits, waited, remaining)
+
+    assert 0 <= grace <= max(0.0, limits.shutdown_grace.total_seconds() - waited)
+    assert grace_seconds(limits, waited + more, remaining) <= grace
     if remaining is not None:
         assert grace == 0 or remaining - grace >= 30 - 1e-6
-        assert grace <= grace_seconds(limits, 0, remaining + more) <= grace_seconds(limits, 0, None)
+        assert grace <= grace_seconds(limits, waited, remaining + more) <= grace_seconds(limits, waited, None)
 
 
 # Tokens

@@ -36,27 +36,20 @@ RESULTS = ["Succeeded", "SucceededWithIssues", "Failed", "Canceled", "Skipped", 
 URL = "https://github.com/octo/my-repo"
 
 
-def load_build() -> Any:
-    spec = importlib.util.spec_from_file_location("sample_runner_build", EXAMPLE / "build.py")
+def load(name: str, path: Path) -> Any:
+    """Import a file, or a package by its `__init__.py`, under a name that is nobody else's."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def load_pages() -> Any:
-    """A module of the package, which finds its neighbours as it does in `bin/`."""
-    sys.path.insert(0, str(EXAMPLE / "package" / "bin"))
-    try:
-        return importlib.import_module("sample_runner.pages")
-    finally:
-        del sys.path[0]
-
-
-build = load_build()
-pages = load_pages()
+build = load("sample_runner_build_here", EXAMPLE / "build.py")
+load("sample_runner_here", EXAMPLE / "package" / "bin" / "runner" / "__init__.py")
+pages: Any = importlib.import_module("sample_runner_here.pages")
 
 
 class Ended(NamedTuple):
@@ -799,16 +792,18 @@ def test_pages_may_be_buffered_as_the_real_ones_are(make_runner: MakeRunner) -> 
     assert process.finish().code == 0
 
 
-@pytest.mark.parametrize(("seconds", "there"), [(0, 1), (60, 3)])
+@pytest.mark.parametrize(
+    ("seconds", "last_lines"), [(0, ["begun"]), (60, ["Complete job name: sample", "begun", "no end"])]
+)
 def test_a_complete_page_stays_until_it_is_uploaded(
-    make_runner: MakeRunner, seconds: float, there: int
+    make_runner: MakeRunner, seconds: float, last_lines: list[str]
 ) -> None:
-    """Those of the set-up and of the first step, besides the second step's own."""
-    steps = [{"run": "echo first"}, {"run": "echo begun; read -r _ < $HOME/gate"}]
+    """That of the set-up, and those of the steps, to the last byte."""
+    steps = [{"run": "printf 'no end'"}, {"run": "echo begun; read -r _ < $HOME/gate"}]
     runner = make_runner(steps=steps, upload_seconds=seconds)
     runner.fifo("gate")
     runner.listen().expect("begun\n")
-    assert len(runner.pages()) == there
+    assert sorted(page_lines(page)[-1] for page in runner.pages()) == last_lines
 
 
 def test_the_job_ends_when_its_pages_are_uploaded(make_runner: MakeRunner) -> None:
@@ -838,6 +833,7 @@ def test_lines_do_not_depend_on_the_pieces_they_come_in(text: bytes, data: st.Da
     lines: list[bytes] = []
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         lines += splitter.feed(text[start:end])
+        assert len(lines) == len(re.findall(rb"\r\n|\n|\r(?!\Z)", text[:end]))
     assert lines + splitter.finish() == text.splitlines()
 
 
@@ -928,6 +924,30 @@ def test_sigterm_cancels_the_job(make_runner: MakeRunner) -> None:
     ended = process.finish()
     assert ended.code == 0
     assert re.search("begun\ngot INT\n.*result: Canceled\n$", ended.out)
+
+
+def test_sigterm_to_the_worker_cancels_the_job(make_runner: MakeRunner) -> None:
+    """The Listener takes its word for it, and ends as after any job."""
+    runner = make_runner("trap 'echo got INT; exit 9' INT\necho begun\nread -r _ < $HOME/gate\n")
+    runner.fifo("gate")
+    process = runner.listen()
+    process.expect("begun")
+    (worker,) = runner.processes("Runner.Worker")
+    os.kill(worker, signal.SIGTERM)
+    ended = process.finish()
+    assert re.search("begun\ngot INT\n.*result: Canceled\n√ Removed", ended.out)
+    assert ended.code == 0
+
+
+def test_sigterm_has_a_limit_for_the_worker_too(make_runner: MakeRunner) -> None:
+    """One that ends by it has no result: the job has failed."""
+    runner = make_runner(hang=True, term_limit_seconds=0.1)
+    process = runner.listen()
+    process.expect("hello\n")
+    (worker,) = runner.processes("Runner.Worker")
+    os.kill(worker, signal.SIGTERM)
+    assert "result: Failed\n" in process.finish().out
+    assert "Code: 143" in runner.log("Runner")
 
 
 def test_sigterm_has_a_limit_and_sigint_has_none(make_runner: MakeRunner) -> None:
@@ -1031,6 +1051,13 @@ def test_worker_and_step_outlive_their_listener(
     assert says.read() == "said\n"
     assert_ends(worker)
     assert "Job completed. Result: Succeeded" in runner.log("Worker")
+
+
+def test_worker_gives_up_where_no_job_comes(make_runner: MakeRunner) -> None:
+    """Its Listener has died before it could send one."""
+    runner = make_runner()
+    runner.configure()
+    assert runner.call("bin/Runner.Worker", "spawnclient", "0", "1").code == 1
 
 
 def test_listener_may_hang_after_the_job(make_runner: MakeRunner) -> None:
