@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _load_schema() -> ModuleType:
     """The runner's own reader of scenarios, so that build and run cannot differ."""
-    path = _PACKAGE / "bin" / "sample_runner" / "scenario.py"
+    path = _PACKAGE / "bin" / "runner" / "scenario.py"
     spec = importlib.util.spec_from_file_location("sample_runner_scenario", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be imported")
@@ -170,8 +170,8 @@ def _runner() -> Iterator[Member]:
     for path in sorted((_PACKAGE / "bin").iterdir()):
         if path.is_file():
             yield Member(f"bin/{path.name}", path.read_bytes(), mode=_PROGRAM_MODE)
-    for path in sorted((_PACKAGE / "bin" / "sample_runner").glob("*.py")):
-        yield Member(f"bin/sample_runner/{path.name}", path.read_bytes())
+    for path in sorted((_PACKAGE / "bin" / "runner").glob("*.py")):
+        yield Member(f"bin/runner/{path.name}", path.read_bytes())
     yield Member(
         f"{_NODE}/bin/node",
         b'#!/bin/sh\necho "The sample runner has no Node.js." >&2\nexit 1\n',

@@ -37,7 +37,7 @@ class Host:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
         with (Path(folder) / f"{self.kind}.perf").open("a", encoding="utf-8") as perf:
-            perf.write(f"{event.replace(':', '_')}:{log_stamp()}\n")
+            perf.write(f"{event}:{log_stamp()}\n")
 
     @staticmethod
     def _name_process(name: str) -> None:
