@@ -14,7 +14,7 @@ from agent_core.model import ProcessId
 
 __all__ = ["RunnerProcesses", "kill"]
 
-_MARK: Final = "RUNNER_TRACKING_ROOT"
+_MARK: Final = "RUNNER_AGENT_TRACKING_ID"
 _INTERPRETERS: Final = frozenset({"bash", "node", "pwsh", "python", "python3", "sh"})
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -23,18 +23,23 @@ class RunnerProcesses:
     """The processes of the runner in one root.
 
     This process becomes the reaper of orphans, so that no descendant of the runner gets out of sight,
-    whatever it does. A successor, which has adopted none, goes by sessions, the mark, and program paths.
+    whatever it does. A successor, which has adopted none, goes by sessions, the mark, and, once it knows
+    that a runner ran there, by what works in the root.
+
+    Args:
+        root: the runner's.
+        tracking_id: the same for an agent and its successor, and no other agent's.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, tracking_id: str) -> None:
+        self._root, self._tracking_id = root, tracking_id
         self._started: set[ProcessId] = set()
         self._not_ours: frozenset[int] = frozenset()
 
     @property
     def mark(self) -> Mapping[str, str]:
         """For the runner's environment, and so for its descendants': a successor knows them by it."""
-        return {_MARK: str(self._root)}
+        return {_MARK: self._tracking_id}
 
     def adopt_orphans(self) -> None:
         """To be called before each start.
@@ -67,14 +72,22 @@ class RunnerProcesses:
             for entry in table.values()
             if entry.id in ours
             or entry.session in leaders
-            or self._works_from_root(entry.id.pid)
             or self._is_marked(entry.id.pid)
+            or (ours and not entry.has_terminal and self._works_from_root(entry.id.pid))
         }
         found |= self._adopted(table)
         found |= _descendants(table, found)
-        for process in found:
-            self._take_note(process, table[process.pid])
+        found -= _line_of(table, os.getpid())
+        self.bury()
         return {process for process in found if not table[process.pid].is_dead}
+
+    def bury(self) -> None:
+        """Lets dead orphans go for good; otherwise a job with many could use up all process numbers."""
+        own = {process.pid for process in self._started} | self._not_ours
+        for entry in process_table():
+            if entry.is_dead and entry.parent_pid == os.getpid() and entry.id.pid not in own:
+                with suppress(ChildProcessError):
+                    os.waitpid(entry.id.pid, os.WNOHANG)
 
     def _adopted(self, table: Mapping[int, ProcessEntry]) -> set[ProcessId]:
         """The children of this process that came after the runner's start: its orphans."""
@@ -88,7 +101,7 @@ class RunnerProcesses:
         }
 
     def _works_from_root(self, pid: int) -> bool:
-        """Whether the process runs a program or a script of the runner's root."""
+        """Whether the process runs a program or a script of the runner's root, or stands in its folders."""
         proc, root = Path("/proc", str(pid)), f"{self._root}/"
         try:
             program, script, *_ = (
@@ -96,7 +109,7 @@ class RunnerProcesses:
             )
             if program.startswith(root) or (script.startswith(root) and Path(program).name in _INTERPRETERS):
                 return True
-            return str((proc / "exe").readlink()).startswith(root)
+            return any(str((proc / link).readlink()).startswith(root) for link in ("exe", "cwd"))
         except (OSError, ValueError):
             # It is gone, another user's, or a kernel thread, which has no command line.
             return False
@@ -107,13 +120,16 @@ class RunnerProcesses:
             variables = Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
         except OSError:
             return False
-        return os.fsencode(f"{_MARK}={self._root}") in variables
+        return os.fsencode(f"{_MARK}={self._tracking_id}") in variables
 
-    def _take_note(self, process: ProcessId, entry: ProcessEntry) -> None:
-        """Lets a dead orphan go for good; `_watch_exit` does so for what this process started."""
-        if entry.is_dead and entry.parent_pid == os.getpid() and process not in self._started:
-            with suppress(ChildProcessError):
-                os.waitpid(process.pid, os.WNOHANG)
+
+def _line_of(table: Mapping[int, ProcessEntry], pid: int) -> set[ProcessId]:
+    """The process, its parent, and so on: whoever kills has none of these to kill."""
+    line: set[ProcessId] = set()
+    while pid in table and table[pid].id not in line:
+        line.add(table[pid].id)
+        pid = table[pid].parent_pid
+    return line
 
 
 def _descendants(table: Mapping[int, ProcessEntry], roots: set[ProcessId]) -> set[ProcessId]:

@@ -25,6 +25,7 @@ from agent_core.errors import (
     BinaryUnavailableError,
     ConfigAbsentError,
     ConfigDeniedError,
+    ConfigMalformedError,
     ConfigUnavailableError,
     LogSinkDeniedError,
     LogSinkUnavailableError,
@@ -51,6 +52,7 @@ __all__ = [
     "FileTerminator",
 ]
 
+_CONFIG_CHARACTERS: Final = 2**20
 _CHUNK_BYTES: Final = 1024 * 1024
 _PUBLIC: Final = 0o644
 _FINAL: Final = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -71,13 +73,17 @@ class FileConfigSource(ConfigSource):
 
     def _read(self) -> str:
         try:
-            return self._path.read_text("utf-8", "replace")
+            with self._path.open(encoding="utf-8", errors="replace") as stream:
+                text = stream.read(_CONFIG_CHARACTERS + 1)
         except FileNotFoundError as exc:
             raise ConfigAbsentError(f"{self._path}: no such file") from exc
         except PermissionError as exc:
             raise ConfigDeniedError(f"{self._path}: may not be read") from exc
         except OSError as exc:
             raise ConfigUnavailableError(f"{self._path}: {exc.strerror}") from exc
+        if len(text) > _CONFIG_CHARACTERS:
+            raise ConfigMalformedError(f"{self._path}: longer than {_CONFIG_CHARACTERS} characters")
+        return text
 
 
 _ARCHIVE_NAME: Final = re.compile(
@@ -185,7 +191,7 @@ class FileLogSink(LogSink):
         return 0
 
     def _append(self, path: Path, text: str) -> None:
-        if ".." in path.parts or not path.is_relative_to(self._folder):
+        if ".." in path.relative_to(self._folder).parts:
             raise LogSinkDeniedError(f"{path}: the stream's name leads out of the folder")
         _append(path, text, LogSinkDeniedError, LogSinkUnavailableError)
 

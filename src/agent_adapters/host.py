@@ -30,6 +30,8 @@ class ProcessEntry:
     session: int
     is_dead: bool
     """A zombie: it runs no more, its parent has only not taken note."""
+    has_terminal: bool
+    """Somebody sits before it."""
 
 
 def process_table() -> Iterator[ProcessEntry]:
@@ -51,9 +53,11 @@ def _entry(pid: int) -> ProcessEntry | None:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # proc(5): pid (comm) state ppid pgrp session … starttime is field 22; comm may hold anything, also ")".
-    state, parent, _group, session, *rest = stat.rpartition(")")[2].split()
-    started = int(rest[15]) / _TICKS_PER_SECOND
-    return ProcessEntry(ProcessId(pid, started), int(parent), int(session), state in _DEAD_STATES)
+    state, parent, _group, session, terminal, *rest = stat.rpartition(")")[2].split()
+    started = int(rest[14]) / _TICKS_PER_SECOND
+    return ProcessEntry(
+        ProcessId(pid, started), int(parent), int(session), state in _DEAD_STATES, terminal != "0"
+    )
 
 
 class PsutilHostProbe(HostProbe):

@@ -45,6 +45,9 @@ _READ_BYTES: Final = 64 * 1024
 _UMASK: Final = 0o077
 """The runner writes its credentials with the umask's permissions."""
 _TAIL_LINES: Final = 5
+_LOOKS: Final = 3
+_LAST_WORDS_SECONDS: Final = 2.0
+"""From the exit of config.sh to the end of its output, if something that it started holds that open."""
 _KILL_PAUSE_SECONDS: Final = 0.02
 _SIGNALLED: Final = 128
 
@@ -81,28 +84,36 @@ class SubprocessRunnerProcess(RunnerProcess):
     From `start` to `kill`, every new child of this process is taken for the runner's: see `RunnerProcesses`.
     """
 
-    def __init__(self, root: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, environment: Mapping[str, str], tracking_id: str) -> None:
         self._root, self._environment = root.absolute(), dict(environment)
         self._lane = Lane("runner", RunnerUnavailableError)
-        self._processes = RunnerProcesses(self._root)
+        self._processes = RunnerProcesses(self._root, tracking_id)
+        self._secrets: set[str] = set()
         self._start: _Start | None = None
 
     async def register(self, registration: Registration, say: Say) -> None:
         if registration.token is None:
             raise RegistrationRefusedError("there is no token to register with")
-        environment = self._environment | {"ACTIONS_RUNNER_INPUT_TOKEN": registration.token.reveal()}
+        environment = self._environment | {"ACTIONS_RUNNER_INPUT_TOKEN": self._hand_out(registration.token)}
         start = await self._spawn(
             [str(self._root / "config.sh"), *_config_arguments(registration)], environment
         )
         said: deque[str] = deque(maxlen=_TAIL_LINES)
-        try:
-            async for line in _lines(start):
+
+        async def listen() -> None:
+            async for line in self._masked(_lines(start)):
                 said.append(line.text)
                 say(line)
+
+        listening = asyncio.create_task(listen(), name="config.sh's output")
+        try:
             await start.exited.wait()
+            await asyncio.wait({listening}, timeout=_LAST_WORDS_SECONDS)
         finally:
-            if not start.exited.is_set():
+            if not listening.done():
                 await self.kill()
+                await asyncio.wait({listening}, timeout=_LAST_WORDS_SECONDS)
+                listening.cancel()
         if start.exit_code != 0:
             raise RegistrationRefusedError(
                 f"config.sh ended with exit code {start.exit_code}: {' / '.join(said)}"
@@ -115,14 +126,14 @@ class SubprocessRunnerProcess(RunnerProcess):
         command = [str(listener), "run"] if os.access(listener, os.X_OK) else [str(self._root / "run.sh")]
         environment = dict(self._environment)
         if jit_config is not None:
-            environment["ACTIONS_RUNNER_INPUT_JITCONFIG"] = jit_config.reveal()
+            environment["ACTIONS_RUNNER_INPUT_JITCONFIG"] = self._hand_out(jit_config)
         if self._start is not None:
             self._start.transport.close()
         self._start = await self._spawn(command, environment)
         return self._start.id
 
     async def output(self) -> AsyncIterator[OutputLine]:
-        async for line in _lines(self._current()):
+        async for line in self._masked(_lines(self._current())):
             yield line
 
     async def wait(self) -> int:
@@ -142,7 +153,14 @@ class SubprocessRunnerProcess(RunnerProcess):
 
     async def kill(self, known: Sequence[ProcessId] = ()) -> int:
         killed: set[ProcessId] = set()
-        while left := await self._lane.run(partial(self._processes.find, known)):
+        looks_in_vain = 0
+        # One look at a process table that changes meanwhile can miss a process that forks and ends.
+        while looks_in_vain < _LOOKS:
+            left = await self._lane.run(partial(self._processes.find, known))
+            if not left:
+                looks_in_vain += 1
+                continue
+            looks_in_vain = 0
             kept = {process for process in left if not kill(process)}
             if kept == left:
                 pids = ", ".join(str(process.pid) for process in sorted(kept))
@@ -154,13 +172,30 @@ class SubprocessRunnerProcess(RunnerProcess):
     async def remove(self) -> None:
         await self._lane.run(partial(remove_tree, self._root))
 
+    # Secrets
+
+    def _hand_out(self, secret: Secret) -> str:
+        """The secret, for the runner; from here on it is masked in whatever the runner prints."""
+        self._secrets.add(secret.reveal())
+        return secret.reveal()
+
+    async def _masked(self, lines: AsyncIterator[OutputLine]) -> AsyncIterator[OutputLine]:
+        async for line in lines:
+            text = line.text
+            for secret in self._secrets:
+                text = text.replace(secret, "***")
+            yield line if text is line.text else OutputLine(text, line.continued)
+
     # Starting
 
     async def _spawn(self, command: list[str], environment: Mapping[str, str]) -> _Start:
         self._processes.adopt_orphans()
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             # An ignored SIGINT is inherited through exec, and .NET honours it: nothing could stop the runner.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # A handler is not inherited, and this one ignores it here all the same.
+            signal.signal(signal.SIGINT, _ignore)
+        # An ignored SIGCHLD would lose exit codes; and orphans are buried as they die.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._processes.bury)
         popen = self._popen(command, environment)
         # From here on, whoever cancels this call leaves a process that `kill` finds.
         exited = _watch_exit(popen)
@@ -202,6 +237,10 @@ def _config_arguments(registration: Registration) -> list[str]:
     if registration.group is not None:
         arguments += ["--runnergroup", registration.group]
     return arguments
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    pass
 
 
 def _watch_exit(popen: subprocess.Popen[bytes]) -> asyncio.Event:

@@ -1,5 +1,6 @@
 """What an agent keeps on its machine's disk, in every profile: the journal, and the log spool."""
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -14,10 +15,31 @@ from agent_core.errors import JournalUnavailableError, SpoolError
 from agent_core.model import JournalRecord, LogEvent
 from agent_core.ports import Journal, LogSpool
 
-__all__ = ["FileJournal", "FileLogSpool", "write_all"]
+__all__ = ["FileJournal", "FileLogSpool", "StateLock", "write_all"]
 
 _SPOOL_BYTES: Final = 2**30
 _PRIVATE: Final = 0o600
+
+
+class StateLock:
+    """Held by the one agent, or successor, that works with a state folder; it ends with the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def take(self) -> bool:
+        """Whether nobody else holds it; where there can be no such file, nobody does."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # A full or read-only disk must not keep an agent from terminating its instance.
+            return True
+        return True
 
 
 class FileJournal(Journal):

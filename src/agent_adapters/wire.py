@@ -40,6 +40,7 @@ MESSAGE_BYTES: Final = 262_144
 _JOURNAL_VERSION: Final = 1
 _INFLATED_BYTES: Final = 2**20
 """A compressed JIT config inflates to no more (wire contract)."""
+_ID_LENGTH: Final = 256
 _LABEL_LENGTH: Final = 256
 """The runner drops all its labels when one is longer."""
 _SHOWN_LENGTH: Final = 60
@@ -69,11 +70,11 @@ def _text(takes: str, pattern: str = r"(?s).+") -> _Hook:
 
 def _identity(value: object, _type: object) -> str:
     """An ID: a string; an integer is accepted."""
-    if isinstance(value, str):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**_ID_LENGTH:
+        value = str(value)
+    if isinstance(value, str) and len(value) <= _ID_LENGTH:
         return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(f"{_shown(value)} is not a string")
+    raise ValueError(f"{_shown(value)} is not a string of {_ID_LENGTH} characters at most")
 
 
 def _secret(value: object, _type: object) -> Secret | None:
@@ -116,7 +117,9 @@ def _labels(value: object, _type: object) -> tuple[str, ...]:
 
 
 def _is_label(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and "," not in value and len(value) <= _LABEL_LENGTH
+    if not isinstance(value, str) or not value.isprintable():
+        return False
+    return bool(value.strip()) and "," not in value and len(value) <= _LABEL_LENGTH
 
 
 def _optional(hook: _Hook) -> _Hook:

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -83,8 +82,7 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
         return _refuse(ExitStatus.USAGE, str(exc))
     shown = display.close(outcome, _files(settings, outcome))
     if parsed.json and outcome.message is not None:
-        with suppress(OSError):
-            print(message_to_json(outcome.message), flush=True)  # noqa: T201 - what --json asks for
+        _print_last(message_to_json(outcome.message))
     status = exit_status(outcome, reflect_job=parsed.reflect_job)
     if not shown:
         # Python would wait for stderr at its exit, for as long as nobody reads it.
@@ -94,8 +92,9 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
 
 def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
     settings = loaded.settings
-    if errors := [*loaded.errors, *_missing_here(settings)]:
-        return _refuse(ExitStatus.CONFIG, *errors)
+    if settings.profile == "aws":
+        return _refuse(ExitStatus.CONFIG, *loaded.errors, *_missing_here(settings))
+    # It needs no job and no archive, and a value that is wrong is no reason to leave an instance behind.
     display = _make_display(settings.instance_id or "")
     outcome = reap(_container(settings, display))
     if outcome is None:
@@ -113,6 +112,14 @@ def _make_display(instance_id: str) -> Aside:
     from agent_app.json_lines import JsonLinesDisplay  # noqa: PLC0415
 
     return Aside(JsonLinesDisplay(instance_id))
+
+
+def _print_last(line: str) -> None:
+    """The last line of stdout, if anybody takes it: Python must not try again at its exit."""
+    try:
+        print(line, flush=True)  # noqa: T201 - what --json asks for
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _container(settings: Settings, display: Aside) -> Container:

@@ -1,6 +1,8 @@
 """The one place where the core meets its adapters: what each profile is made of."""
 
+import os
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from platform import machine
 from random import Random
@@ -16,7 +18,7 @@ from agent_adapters.filesystem import (
 )
 from agent_adapters.host import PsutilHostProbe
 from agent_adapters.process import SubprocessRunnerProcess, runner_environment
-from agent_adapters.state import FileJournal, FileLogSpool
+from agent_adapters.state import FileJournal, FileLogSpool, StateLock
 from agent_app.settings import Settings
 from agent_core.events import Observer
 from agent_core.life import AgentOptions
@@ -46,6 +48,11 @@ def _options(settings: Settings) -> AgentOptions:
         github_url=settings.github_url,
         limits=settings.limits,
     )
+
+
+def _tracking_id(state_dir: Path) -> str:
+    """One for all agents that share a journal: an agent, and the successor that it may need."""
+    return sha256(os.fsencode(state_dir)).hexdigest()[:16]
 
 
 class Container(containers.DeclarativeContainer):
@@ -84,11 +91,16 @@ class Container(containers.DeclarativeContainer):
         ),
     )
     runner_process = providers.Singleton(
-        SubprocessRunnerProcess, runner_dir, providers.Callable(runner_environment, environ)
+        SubprocessRunnerProcess,
+        runner_dir,
+        providers.Callable(runner_environment, environ),
+        tracking_id=providers.Callable(_tracking_id, state_dir),
     )
     log_spool = providers.Singleton(FileLogSpool, state_dir.provided.joinpath.call("log-spool.jsonl"))
     host_probe = providers.Singleton(PsutilHostProbe, runner_dir)
     journal = providers.Singleton(FileJournal, state_dir.provided.joinpath.call("journal.json"))
+
+    state_lock = providers.Singleton(StateLock, state_dir.provided.joinpath.call("agent.lock"))
 
     ports = providers.Singleton(
         Ports,

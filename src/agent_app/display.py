@@ -69,7 +69,8 @@ class Aside:
 def in_short(outcome: Outcome) -> str:
     """One line: the status, whether the queue has it, and whether the instance goes."""
     status = "no job" if outcome.message is None else str(outcome.message.status)
-    reason = "" if outcome.error is None else f" ({str(outcome.error).splitlines()[0]})"
+    words = "" if outcome.error is None else " ".join(str(outcome.error).split())
+    reason = f" ({words})" if words else ""
     message = "" if outcome.message is None or outcome.confirmed else ", the message was not delivered"
     instance = "termination requested" if outcome.terminated else "termination was not accepted"
     return f"{status}{reason}{message}, {instance}"

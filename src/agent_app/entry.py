@@ -3,11 +3,16 @@
 Python takes tenths of a second to import an agent; a SIGTERM in that time must not kill it silently.
 """
 
+import os
 import signal
 import sys
 from types import FrameType
 
 __all__ = ["main"]
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_UMASK = 0o022
+"""Nobody else writes where the agent writes."""
 
 
 def main() -> None:
@@ -17,9 +22,20 @@ def main() -> None:
     def keep(number: int, _frame: FrameType | None) -> None:
         early.append(signal.Signals(number))
 
-    if sys.argv[1:2] == ["run"]:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, keep)
+    if sys.argv[1:2] in (["run"], ["reap"]):
+        for number in _STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                signal.signal(number, keep)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    _complete_descriptors()
+    os.umask(os.umask(_UMASK) | _UMASK)
     from agent_app.cli import main as run_command_line  # noqa: PLC0415 - see above
 
     sys.exit(run_command_line(sys.argv[1:], early))
+
+
+def _complete_descriptors() -> None:
+    """Opens what is closed of 0, 1 and 2: no file that the agent opens may pass for its stderr."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 - stdin, stdout, stderr
+        pass
+    os.close(descriptor)

@@ -8,13 +8,13 @@ from typing import Any
 
 from agent_app.container import Container
 from agent_core.ending import Outcome
-from agent_core.errors import AgentError, AgentFaultError
+from agent_core.errors import AgentAliveError, AgentError, AgentFaultError
 from agent_core.lifecycle import Agent
 from agent_core.model import StopReason, StopRequest
 
 __all__ = ["STOP_SIGNALS", "live", "reap"]
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def live(container: Container, refused: AgentError | None, early: Sequence[signal.Signals]) -> Outcome:
@@ -23,18 +23,25 @@ def live(container: Container, refused: AgentError | None, early: Sequence[signa
     Raises:
         AgentAliveError: another agent works here; nothing was done.
     """
+    if not container.state_lock().take():
+        raise AgentAliveError("another agent works with this state folder")
     return asyncio.run(_live(container, refused, early))
 
 
 def reap(container: Container) -> Outcome | None:
-    """Finishes what a dead agent left; None: there was nothing to finish."""
+    """Finishes what a dead agent left, whoever asks it to stop: it is bounded, and nobody comes after it.
+
+    None: there was nothing to finish, or another agent is at it.
+    """
+    if not container.state_lock().take():
+        return None
     return asyncio.run(_reap(container))
 
 
 async def _live(container: Container, refused: AgentError | None, early: Sequence[signal.Signals]) -> Outcome:
     agent = container.agent()
     loop = asyncio.get_running_loop()
-    for number in STOP_SIGNALS:
+    for number in _heard():
         loop.add_signal_handler(number, _stop, agent, number)
     _take_strays(agent, loop)
     for number in early:
@@ -42,14 +49,21 @@ async def _live(container: Container, refused: AgentError | None, early: Sequenc
     try:
         return await agent.run(refused)
     finally:
-        for number in STOP_SIGNALS:
+        for number in _heard():
             # The life is over; closing the loop would give the signals back their power to kill.
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 
 
 async def _reap(container: Container) -> Outcome | None:
+    for number in _heard():
+        signal.signal(number, signal.SIG_IGN)
     return await container.reaping()
+
+
+def _heard() -> list[signal.Signals]:
+    """The signals that ask to stop, but for those that whoever started this wanted ignored (nohup)."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _stop(agent: Agent, number: signal.Signals) -> None:

@@ -8,7 +8,7 @@ from attrs import evolve
 
 from agent_core.deadline import within
 from agent_core.model import JournalRecord
-from agent_core.policy import JOURNAL_SECONDS
+from agent_core.policy import JOURNAL_AGAIN_SECONDS, JOURNAL_SECONDS
 from agent_core.ports import Journal
 
 __all__ = ["Chronicle"]
@@ -43,7 +43,7 @@ class Chronicle:
         self.note(**changes)
         if not self._allowed:
             return False
-        patience = JOURNAL_SECONDS / 10 if self._failing else JOURNAL_SECONDS
+        patience = JOURNAL_AGAIN_SECONDS if self._failing else JOURNAL_SECONDS
         try:
             await within(patience, "the journal", self._write())
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the journal, the life goes on

@@ -19,6 +19,7 @@ __all__ = [
     "DRAIN_SECONDS",
     "DRAIN_STALL_SECONDS",
     "HOST_SAMPLE_SECONDS",
+    "JOURNAL_AGAIN_SECONDS",
     "JOURNAL_LOADS",
     "JOURNAL_LOAD_SECONDS",
     "JOURNAL_SECONDS",
@@ -47,8 +48,10 @@ __all__ = [
 
 CALL_SECONDS: Final = 15.0
 """One call to a port that is tried again."""
-JOURNAL_SECONDS: Final = 1.0
-"""One save of the journal: a local disk that takes longer is as good as gone."""
+JOURNAL_SECONDS: Final = 3.0
+"""One save of the journal: a disk that is busy with the job takes a while to sync."""
+JOURNAL_AGAIN_SECONDS: Final = 1.0
+"""One save, as long as the ones before were not done in time."""
 JOURNAL_LOAD_SECONDS: Final = 3.0
 """One look into the journal of an earlier life."""
 JOURNAL_LOADS: Final = 3
@@ -184,18 +187,18 @@ def next_watch(milestones: Milestones, limits: Limits) -> Watch:
     """The deadline that is in force now: there always is one."""
     if milestones.completed is not None:
         return _watch(milestones.completed, timedelta(seconds=_EXIT_SECONDS), StopReason.STALLED,
-                      "the runner did not end after its job had completed")  # fmt: skip
+                      "the runner did not end after its job had completed, within")  # fmt: skip
     if milestones.running is not None:
         return _watch(milestones.running, limits.max_runtime, StopReason.MAX_RUNTIME,
-                      "the job ran longer than its max runtime")  # fmt: skip
+                      "the job ran longer than its max runtime of")  # fmt: skip
     if milestones.listening is not None:
-        return _watch(milestones.listening, limits.idle, StopReason.IDLE, "no job came")
+        return _watch(milestones.listening, limits.idle, StopReason.IDLE, "no job came within")
     return _watch(milestones.started, timedelta(seconds=_CONNECT_SECONDS), StopReason.STALLED,
-                  "the runner did not begin to listen")  # fmt: skip
+                  "the runner did not begin to listen within")  # fmt: skip
 
 
 def _watch(since: float, limit: timedelta, reason: StopReason, what: str) -> Watch:
-    return Watch(at=since + limit.total_seconds(), request=StopRequest(reason, f"{what} within {limit}"))
+    return Watch(at=since + limit.total_seconds(), request=StopRequest(reason, f"{what} {limit}"))
 
 
 # Ending

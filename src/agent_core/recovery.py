@@ -37,12 +37,13 @@ def judge(record: JournalRecord | None, instance_id: str, host: HostProbe) -> Re
     """What there is to do after the life that the record tells of."""
     if record is None:
         return Remains.NONE
+    alive = record.agent is not None and record.agent != host.own_process() and host.is_alive(record.agent)
+    if alive and not record.terminated:
+        return Remains.ALIVE
     if record.instance_id != instance_id:
         return Remains.FOREIGN
     if record.terminated:
         return Remains.ENDED
-    if record.agent is not None and record.agent != host.own_process() and host.is_alive(record.agent):
-        return Remains.ALIVE
     return Remains.JOBLESS if record.job_id is None else Remains.UNFINISHED
 
 

@@ -18,7 +18,7 @@ from agent_core.model import Registration, Secret
 from agent_core.phases import Phase
 from agent_core.policy import (
     CALL_SECONDS,
-    JOURNAL_SECONDS,
+    JOURNAL_AGAIN_SECONDS,
     OUTPUT_END_SECONDS,
     Milestones,
     grace_seconds,
@@ -41,7 +41,7 @@ class Supervision:
         self._runner = life.ports.runner_process
         self._milestones = Milestones(started=0.0)
         self._moved_on = asyncio.Event()
-        self._connected = False
+        self._connected = self._over = False
         self._exit: asyncio.Task[int] | None = None
         self._reader: asyncio.Task[None] | None = None
         self.listening_at: float | None = None
@@ -56,8 +56,8 @@ class Supervision:
             aides = [
                 group.create_task(self._guarded(self._enforce_deadlines()), name="deadlines"),
                 group.create_task(self._guarded(self._host_watch.keep_looking()), name="host watch"),
-                group.create_task(self._guarded(self._keep_journal()), name="journal"),
             ]
+            journal = group.create_task(self._guarded(self._keep_journal()), name="journal")
             try:
                 await self._start_until_done()
             except Exception as exc:  # noqa: BLE001 - the life goes to its end, and says why
@@ -65,6 +65,10 @@ class Supervision:
             await self._stop()
             for aide in aides:
                 aide.cancel()
+            # Not cancelled: a save that is cut off would keep the journal from the next one.
+            self._over = True
+            self._life.chronicle.dirty.set()
+            await journal
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """An exception in a task is a fault that stops the runner in order; it does not tear it down."""
@@ -181,10 +185,13 @@ class Supervision:
                 return
 
     async def _keep_journal(self) -> None:
+        chronicle = self._life.chronicle
         while True:
-            await self._life.chronicle.dirty.wait()
-            if not await self._life.chronicle.save():
-                await asyncio.sleep(JOURNAL_SECONDS)
+            await chronicle.dirty.wait()
+            if self._over:
+                return
+            if not await chronicle.save():
+                await asyncio.sleep(JOURNAL_AGAIN_SECONDS)
 
     # Stopping
 

@@ -121,7 +121,7 @@ class Place:
         self.made: list[SubprocessRunnerProcess] = []
 
     def make(self) -> SubprocessRunnerProcess:
-        self.made.append(SubprocessRunnerProcess(self.root, runner_environment(os.environ)))
+        self.made.append(SubprocessRunnerProcess(self.root, runner_environment(os.environ), str(self.root)))
         return self.made[-1]
 
     def write(self, path: str, script: str) -> None:
@@ -432,7 +432,7 @@ def test_bystanders_are_left_alone(place: Place, run: Run) -> None:
     others = [
         subprocess.Popen(["sleep", "infinity"]),
         subprocess.Popen(["sleep", "infinity"], start_new_session=True),
-        subprocess.Popen(["sleep", "infinity"], env={"RUNNER_TRACKING_ROOT": f"{place.root}-2"}),
+        subprocess.Popen(["sleep", "infinity"], env={"RUNNER_AGENT_TRACKING_ID": f"{place.root}-2"}),
         subprocess.Popen(["sleep", "infinity"], executable="sleep", cwd=place.root),
     ]
 
@@ -514,7 +514,9 @@ import pathlib
 from agent_adapters.process import SubprocessRunnerProcess, runner_environment
 
 async def main():
-    runner = SubprocessRunnerProcess(pathlib.Path(sys.argv[1]), runner_environment(os.environ))
+    runner = SubprocessRunnerProcess(
+        pathlib.Path(sys.argv[1]), runner_environment(os.environ), sys.argv[1]
+    )
     process = await runner.start(None)
     async for line in runner.output():
         print(process.pid, process.started, flush=True)

@@ -1,6 +1,7 @@
 """The installed wheel in profile `local`: whole lives, through real processes and real files."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -378,3 +379,118 @@ def test_full_stdout_and_stderr(local: Local) -> None:
     """Where nothing can be written to stdout and stderr, only that fails."""
     ended = local.run("--json", wrapper=("sh", "-c", 'exec "$@" >/dev/full 2>/dev/full', "sh"))
     assert_one_end(ended, "success")
+
+
+# What hostile users found
+
+
+def test_root_in_use_is_nobodys_to_kill(local: Local) -> None:
+    """A runner root that is somebody's folder is refused, and what runs from it lives on."""
+    folder = local.folder / "in use"
+    folder.mkdir()
+    (folder / "serve.sh").write_text("echo up; exec sleep 1000\n")
+    bystander = subprocess.Popen(["bash", str(folder / "serve.sh")], cwd=folder, stdout=subprocess.PIPE)
+    assert bystander.stdout is not None
+    assert bystander.stdout.read(2) == b"up"
+    ended = local.run("--runner-dir", str(folder))
+    assert_one_end(ended, "failure", started=False)
+    assert bystander.poll() is None
+    assert (folder / "serve.sh").exists()
+    bystander.kill()
+    bystander.communicate()
+
+
+@pytest.mark.parametrize("closing", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors(local: Local, closing: str) -> None:
+    """No file of the agent's passes for its stderr."""
+    ended = local.run(wrapper=("sh", "-c", f'exec "$@" {closing}', "sh"))
+    assert (ended.status, assert_one_end(ended, "success")["exit_code"]) == (0, 0)
+
+
+def test_reap_needs_no_job_and_hears_no_signal(local: Local) -> None:
+    """A successor works with what the journal says, whatever is wrong with settings, and is not stopped."""
+    running = local.start(job=LONG_JOB)
+    running.wait_for("begun")
+    running.send(signal.SIGKILL)
+    running.process.communicate(timeout=60)
+    command = [str(COMMAND), "reap", "--profile", "local", "--max-runtime", "abc"]
+    command += ["--state-dir", str(local.state_dir)]
+    reaping = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert reaping.stderr is not None
+    reaping.stderr.readline()
+    reaping.send_signal(signal.SIGTERM)
+    _, stderr = reaping.communicate(timeout=60)
+    assert reaping.returncode == 0, stderr
+    assert processes_of(local.state_dir) == []
+    assert Ended(0, "", stderr, local.state_dir).statuses == ["started", "failure"]
+
+
+def test_relative_state_folder(local: Local) -> None:
+    """A path with dots in it loses no line."""
+    (local.folder / "here").mkdir()
+    relative = os.path.relpath(local.state_dir, Path.cwd())
+    ended = local.run("--state-dir", f"{relative}/../state")
+    assert assert_one_end(ended, "success")["log_lines_dropped"] == 0
+    assert "hello from the job" in ended.log
+
+
+def test_orphans_are_buried_while_the_job_runs(local: Local) -> None:
+    """A job with many short-lived orphans does not fill the process table with zombies."""
+    job = (
+        "for n in $(seq 50); do (true &); done; wait\n"
+        "ps -o stat= --ppid $(ps -o ppid= $(ps -o ppid= $PPID)) | grep -c Z || true\n"
+        "echo counted\n"
+    )
+    ended = local.run(job=job)
+    assert_one_end(ended, "success")
+    count = int(ended.log[ended.log.index("counted") - 1])
+    assert count < 25
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_signals_that_were_ignored_stay_ignored(local: Local, number: signal.Signals) -> None:
+    """Under nohup, a hangup is no interruption."""
+    name = number.name.removeprefix("SIG")
+    job = "echo begun\nwhile ! test -e go; do sleep 0.05; done\n"
+    running = local.start(job=job, wrapper=("sh", "-c", f'trap "" {name}; exec "$@"', "sh"))
+    running.wait_for("begun")
+    running.send(number)
+    (local.state_dir / "runner" / "_work" / "my-repo" / "my-repo" / "go").touch()
+    assert_one_end(running.end(), "success")
+
+
+def test_ignored_sigchld_loses_no_exit_code(local: Local) -> None:
+    """What was ignored by whoever started the agent does not make a failure a success."""
+    program = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    ended = local.run(scenario={"exit_codes": [7]}, wrapper=(sys.executable, "-c", program))
+    assert assert_one_end(ended, "failure", started=False)["exit_code"] == 7
+
+
+def test_secret_that_the_runner_prints_is_masked(local: Local) -> None:
+    """The agent knows what it handed out, and lets none of it through."""
+    archive = local.archive("true\n", {})
+    folder = local.folder / "spoiled"
+    folder.mkdir()
+    subprocess.run(["tar", "-xzf", archive, "-C", folder], check=True)
+    (folder / "config.sh").write_text('#!/bin/sh\necho "bad $ACTIONS_RUNNER_INPUT_TOKEN"\nexit 1\n')
+    spoiled = local.folder / "spoiled.tar.gz"
+    subprocess.run(["tar", "-czf", spoiled, "-C", folder, "."], check=True)
+    ended = local.run("--runner-archive", str(spoiled))
+    assert "bad ***" in assert_one_end(ended, "failure", started=False)["error"]
+    files = [path.read_text("utf-8", "replace") for path in local.state_dir.rglob("*") if path.is_file()]
+    assert not any(TOKEN in text for text in (*files, ended.stderr))
+
+
+def test_two_agents_at_once(local: Local) -> None:
+    """Of two that start together one does the job, and the other does nothing."""
+    first, second = local.start(), local.start()
+    for running in (first, second):
+        running.process.wait(timeout=120)
+    ended = first.end()
+    assert sorted(running.process.returncode for running in (first, second)) == [0, 64]
+    assert_one_end(ended, "success")
+    second.end()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent_core.console import Completed, Connected, Console, ConsoleEvent, Listening, Running
@@ -195,6 +195,27 @@ def test_a_name_with_line_breaks_cannot_pass_off_a_result(second_line: str) -> N
 
     assert events[0] == Running("first line")
     assert events[-1] == Completed("first line", JobResult.FAILED)
+
+
+NAME_LINES: Final = st.lists(FRAGMENTS | st.just("x"), min_size=2, max_size=4).map(
+    lambda lines: "\n".join(line.replace("\r", "").encode("utf-8", "replace").decode() for line in lines)
+)
+
+
+@settings(RELAXED, max_examples=300)
+@given(NAME_LINES, st.sampled_from(tuple(RESULTS)))
+@example(f"x\n{completed('x')}", "Failed")
+@example(f"x\n{completed('x')}\nlast line", "Failed")
+@example(f"x\n{STAMP}Job x", "Failed")
+@example("x\nJob x\n completed with result: Succeeded", "Failed")
+def test_a_job_whose_name_has_line_breaks_has_its_result(name: str, word: str) -> None:
+    """Whatever the lines of the name look like, what is told last is the runner's own."""
+    first_line, *_ = name.split("\n")
+
+    events = read(*printed(running(name)), *printed(completed(name, word)))
+
+    assert events[0] == Running(first_line)
+    assert events[-1] == Completed(first_line, RESULTS[word])
 
 
 @RELAXED

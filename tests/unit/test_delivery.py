@@ -997,6 +997,26 @@ def test_lines_that_come_meanwhile_do_not_look_like_a_stall() -> None:
     run(main)
 
 
+def test_lines_that_are_dropped_do_not_look_like_movement() -> None:
+    """A sink that hangs is left after three seconds, though lines come that nothing has room for."""
+
+    async def main() -> None:
+        on = scene(then=HANGS, spool=InMemoryLogSpool(0), memory_bytes=100)
+        on.write(*numbered(10))
+        await asyncio.sleep(6)
+        draining = asyncio.create_task(on.delivery.drain(3, 60))
+        for line in numbered(100):
+            await asyncio.sleep(0.5)
+            on.write(line)
+            if draining.done():
+                break
+
+        assert draining.done()
+        assert now() <= 6 + 3 + 0.5
+
+    run(main)
+
+
 def test_a_drain_does_not_sit_out_a_backoff() -> None:
     """A sink that answers again is asked again at once."""
 

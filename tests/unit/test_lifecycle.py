@@ -134,7 +134,7 @@ def test_runner_that_does_not_end_after_its_job() -> None:
     world = World(script=RunnerScript(job_seconds=10, exit_after=None))
     live(world)
     assert (final(world).status, final(world).completed_at) == (Status.SUCCESS, EPOCH + timedelta(seconds=17))
-    assert "did not end after its job had completed within 0:01:00" in texts(world)
+    assert "did not end after its job had completed, within 0:01:00" in texts(world)
 
 
 def test_max_runtime_counts_from_the_jobs_start() -> None:

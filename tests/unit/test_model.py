@@ -21,7 +21,9 @@ from agent_core.model import (
     JobConfig,
     JobResult,
     JournalRecord,
+    Limits,
     LogStats,
+    OutputLine,
     Registration,
     Secret,
     StatusMessage,
@@ -155,6 +157,23 @@ def test_the_jobs_own_bound() -> None:
 def test_results_that_are_a_success(result: JobResult) -> None:
     """Succeeded, succeeded with issues, skipped; no other."""
     assert result.is_success is (result.value in {"succeeded", "succeeded_with_issues", "skipped"})
+
+
+def test_what_holds_where_nothing_is_said() -> None:
+    """The limits of the wire contract; a job of a repository; nothing done yet."""
+    assert Limits() == Limits(
+        max_runtime=timedelta(hours=6),
+        standby=timedelta(minutes=10),
+        idle=timedelta(minutes=10),
+        shutdown_grace=timedelta(seconds=90),
+        min_free_disk_bytes=524_288_000,
+        min_available_memory_bytes=209_715_200,
+    )
+    assert not config().is_org
+    assert config().job_id == ""
+    assert LogStats() == LogStats(accepted=0, delivered=0, rejected=0, dropped=0)
+    assert not OutputLine("x").continued
+    assert (record().installed, record().terminated) == (False, False)
 
 
 COUNTS: Final = st.integers(0, 10**9)

@@ -178,7 +178,7 @@ def test_the_last_milestone_sets_the_deadline(milestones: Milestones, at: float,
 def test_the_reasons_name_the_bound() -> None:
     """Who reads the message knows which limit to change."""
     assert next_watch(Milestones(started=0, running=1), LIMITS).request.detail == (
-        "the job ran longer than its max runtime within 6:00:00"
+        "the job ran longer than its max runtime of 6:00:00"
     )
     assert next_watch(Milestones(started=0, listening=1), LIMITS).request.detail == (
         "no job came within 0:07:00"

@@ -181,7 +181,7 @@ def test_null_is_as_good_as_absent(key: str) -> None:
 NOT_TEXT: Final[tuple[object, ...]] = (1, 1.5, True, [], ["x"], {}, {"x": "y"})
 REFUSED: Final[dict[str, tuple[object, ...]]] = {
     "org": (None, "", " ", "a b", "a/b", "ä", "a\n", "a\0", *NOT_TEXT),
-    "repo": (None, "", "a/b/c", "/a", "a/", "a b", "a\n", "https://x/y", *NOT_TEXT),
+    "repo": (None, "", "a/b/c", "/a", "a/", "a b", "a\n", "https://x/y", "a @ b @ c", *NOT_TEXT),
     "labels": (
         None, "a", [], {}, 1, [1], [None], [[]], [""], [" "], ["a,b"], ["x" * 257], ["good", "bad,"]
     ),
@@ -430,29 +430,31 @@ def test_a_bomb_does_not_go_off() -> None:
 
 
 GZIPPED: Final = gzip.compress(b"a just-in-time config", mtime=0)
-NOT_INFLATABLE: Final[dict[str, object]] = {
-    "number": 5,
-    "list": ["x"],
-    "not base64": "not base64!",
-    "not ascii": "ä",
-    "no padding": "YQ",
-    "not gzip": base64.b64encode(b"not gzip").decode(),
-    "zlib": base64.b64encode(zlib.compress(b"not gzip")).decode(),
-    "no end": base64.b64encode(GZIPPED[:-1]).decode(),
-    "wrong checksum": base64.b64encode(GZIPPED[:-8] + bytes(8)).decode(),
-    "damaged": base64.b64encode(GZIPPED[:12] + b"\xff" + GZIPPED[13:]).decode(),
-    "base64 for URLs": base64.urlsafe_b64encode(b"\xff\xef\xbe" * 5).decode(),
+NO_GZIP: Final = "is not the base64 of gzipped data"
+NOT_INFLATABLE: Final[dict[str, tuple[object, str]]] = {
+    "number": (5, "is not a string"),
+    "list": (["x"], "is not a string"),
+    "not base64": ("not base64!", NO_GZIP),
+    "not ascii": ("ä", "ASCII"),
+    "no padding": ("YQ", NO_GZIP),
+    "base64 for URLs": (base64.urlsafe_b64encode(b"\xff\xef\xbe" * 5).decode(), NO_GZIP),
+    "not gzip": (base64.b64encode(b"not gzip").decode(), NO_GZIP),
+    "zlib": (base64.b64encode(zlib.compress(b"not gzip")).decode(), NO_GZIP),
+    "wrong checksum": (base64.b64encode(GZIPPED[:-8] + bytes(8)).decode(), NO_GZIP),
+    "damaged": (base64.b64encode(GZIPPED[:12] + b"\xff" + GZIPPED[13:]).decode(), NO_GZIP),
+    "no end": (base64.b64encode(GZIPPED[:-1]).decode(), "has no end"),
 }
 
 
 @pytest.mark.parametrize("kind", NOT_INFLATABLE)
 def test_what_cannot_be_inflated_is_malformed(kind: str) -> None:
     """Truncated, damaged, or of another format: it is named, and not taken for the config itself."""
-    credential = {"jit_config": NOT_INFLATABLE[kind], "compressed": True}
+    value, why = NOT_INFLATABLE[kind]
 
-    lines = faults(json.dumps(SEED), json.dumps(credential))
+    line, *_ = faults(json.dumps(SEED), json.dumps({"jit_config": value, "compressed": True}))
 
-    assert lines[0].startswith("credential.jit_config: ")
+    assert line.startswith("credential.jit_config: ")
+    assert why in line
 
 
 # No secret in an error
