@@ -19,7 +19,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent_core.testing import simulation
+from agent_core.testing import discarding
 from agent_core.testing.simulation import (
     EPOCH,
     DeadlineError,
@@ -976,18 +976,18 @@ class TestCrash:
         assert events
         assert sys.getrecursionlimit() == limit
         assert gc.isenabled()
-        assert simulation._kept == []
+        assert discarding._kept == []
 
     def test_keeps_the_collector_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """While finalizers are silenced, those of strangers, which the collector may call, must wait."""
         collecting = []
-        discard = simulation._discard_at_end_of_stack
+        discard = discarding._discard_at_end_of_stack
 
         def look_and_discard(*arguments: Any) -> None:
             collecting.append(gc.isenabled())
             discard(*arguments)
 
-        monkeypatch.setattr(simulation, "_discard_at_end_of_stack", look_and_discard)
+        monkeypatch.setattr(discarding, "_discard_at_end_of_stack", look_and_discard)
         with pytest.raises(SimulatedCrashError):
             run(LastWords().main, crash_at=5)
         assert collecting[0] is False
@@ -1031,7 +1031,7 @@ class TestCrash:
 
     def test_is_silent_under_a_profiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Also where a tool takes the end of the stack for itself."""
-        monkeypatch.setattr(simulation, "_kept", kept := list[object]())
+        monkeypatch.setattr(discarding, "_kept", kept := list[object]())
         words = LastWords()
         sys.setprofile(lambda *_: None)
         try:
@@ -1039,26 +1039,26 @@ class TestCrash:
                 run(words.main, crash_at=6)
         finally:
             sys.setprofile(None)
-        simulation._discard(kept)
+        discarding.discard(kept)
         assert words.said == []
 
     def test_keeps_what_it_cannot_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """If what looks like the end of the stack is none, coroutines are kept rather than let speak."""
-        monkeypatch.setattr(simulation, "_kept", kept := list[object]())
-        discard, calls = simulation._discard_at_end_of_stack, itertools.count()
+        monkeypatch.setattr(discarding, "_kept", kept := list[object]())
+        discard, calls = discarding._discard_at_end_of_stack, itertools.count()
 
         def end_early(*arguments: Any) -> None:
             if next(calls):
                 raise RecursionError
             discard(*arguments)
 
-        monkeypatch.setattr(simulation, "_discard_at_end_of_stack", end_early)
+        monkeypatch.setattr(discarding, "_discard_at_end_of_stack", end_early)
         words = LastWords()
         with pytest.raises(SimulatedCrashError):
             run(words.main, crash_at=6)
         assert len(kept) > 3
         monkeypatch.undo()
-        simulation._discard(kept)
+        discarding.discard(kept)
         gc.collect()
         assert words.said == []
 

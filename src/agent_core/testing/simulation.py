@@ -15,16 +15,15 @@ Not seeded: hashes of strings (set PYTHONHASHSEED), and when garbage is collecte
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import math
-import operator
 import random
-import sys
 import weakref
 from _thread import get_ident
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+
+from agent_core.testing.discarding import discard
 
 if TYPE_CHECKING:
     from collections import deque
@@ -211,7 +210,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._crashed = True
         self.set_exception_handler(None)
         generators = [generator.aclose() for generator in self._asyncgens]
-        _discard([*(task.get_coro() for task in self._pending), *generators])
+        discard([*(task.get_coro() for task in self._pending), *generators])
         self.close()
 
     def run_forever(self) -> None:
@@ -363,59 +362,3 @@ def _where(task: asyncio.Task[Any]) -> str:
         frames.append(f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})")
         awaitable = getattr(awaitable, "cr_await", None)
     return " > ".join(frames) or repr(awaitable)
-
-
-_kept: list[object] = []
-_throw_exit = operator.methodcaller("throw", GeneratorExit)
-
-
-def _discard(coroutines: list[Any]) -> None:
-    """End suspended coroutines and async generators without running any of their code.
-
-    Python has no way for that: closed or collected, a coroutine gets a GeneratorExit, and its `finally` runs.
-    But at the end of the stack CPython can enter no frame: what is thrown into a coroutine *there* becomes a
-    RecursionError that ends it, with all that its frame held, and does not resume it. Where that fails (for a
-    profiler in Python, say, which needs stack of its own), all is kept for ever instead.
-    """
-    ran: list[bool] = []
-    canary = _canary(ran)
-    canary.send(None)
-    collecting, tracer, report = gc.isenabled(), sys.gettrace(), sys.unraisablehook
-    gc.disable()  # a collection down there would silence the finalizers of strangers
-    sys.settrace(None)
-    sys.unraisablehook = id  # finalizers fail there, as they should; of all hooks, only one in C can run
-    try:
-        _discard_at_end_of_stack(coroutines, canary, ran)
-    finally:
-        sys.unraisablehook = report
-        sys.settrace(tracer)
-        if collecting:
-            gc.enable()
-    if any(getattr(coroutine, "cr_frame", None) for coroutine in coroutines):
-        _kept.extend(coroutines)
-
-
-async def _canary(ran: list[bool]) -> None:
-    try:
-        await asyncio.sleep(0)
-    finally:
-        ran += [True]
-
-
-def _discard_at_end_of_stack(coroutines: list[Any], canary: Any, ran: list[bool]) -> None:
-    # Down here, all fails that needs a frame, `suppress` among it. CPython 3.11 counts some calls in C, too:
-    # the throw fails in the last frames and works a few frames up. It is one call for all, since of several
-    # `coroutine.throw(…)`, the specializing interpreter may count some and others not.
-    try:  # noqa: SIM105
-        _discard_at_end_of_stack(coroutines, canary, ran)
-    except RecursionError:  # this is the end
-        pass
-    if canary.cr_frame is None:
-        return
-    for coroutine in (canary, *coroutines):
-        try:  # noqa: SIM105
-            _throw_exit(coroutine)
-        except (Exception, GeneratorExit):  # noqa: BLE001, S110  it has ended, now or before
-            pass
-        if ran or canary.cr_frame is not None:
-            return  # where the canary can run, or cannot be reached, the others are not touched
