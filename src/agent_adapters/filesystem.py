@@ -191,7 +191,7 @@ class FileLogSink(LogSink):
         return 0
 
     def _append(self, path: Path, text: str) -> None:
-        if ".." in path.relative_to(self._folder).parts:
+        if not path.is_relative_to(self._folder) or ".." in path.relative_to(self._folder).parts:
             raise LogSinkDeniedError(f"{path}: the stream's name leads out of the folder")
         _append(path, text, LogSinkDeniedError, LogSinkUnavailableError)
 

@@ -82,7 +82,6 @@ class Console:
             return Running(self._job_name)
         completed = _COMPLETED.fullmatch(line.text)
         if completed and self._job_name in {None, completed["name"]}:
-            self._name_goes_on = False
             return Completed(completed["name"], _RESULTS[completed["result"]])
         return self._rest_of_name(line.text)
 

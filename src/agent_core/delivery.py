@@ -159,9 +159,9 @@ class LogDelivery:
         end = loop.time() + seconds
         pump = self._pump
         while pump is not None and not pump.done():
-            before = self._settled
+            before = self._arrived
             await asyncio.wait({pump}, timeout=min(stall_seconds, max(0.0, end - loop.time())))
-            if not pump.done() and (self._settled == before or loop.time() >= end):
+            if not pump.done() and (self._arrived == before or loop.time() >= end):
                 await abandon(pump)
                 break
         self._closed = True
@@ -170,8 +170,8 @@ class LogDelivery:
         return self.stats
 
     @property
-    def _settled(self) -> int:
-        return self._delivered + self._rejected + self._dropped
+    def _arrived(self) -> int:
+        return self._delivered + self._rejected
 
     # Taking lines in
 

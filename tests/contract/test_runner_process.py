@@ -21,6 +21,7 @@ import pytest
 from attrs import evolve
 
 from agent_adapters.archive import unpack
+from agent_adapters.descendants import kill as kill_process
 from agent_adapters.host import identify
 from agent_adapters.memory import InMemoryRunnerProcess, Machine, RunnerScript
 from agent_adapters.process import SubprocessRunnerProcess, runner_environment
@@ -426,6 +427,37 @@ def test_a_daemon_without_a_trace_is_killed(place: Place, run: Run) -> None:
     run(kill())
 
 
+def test_what_works_from_the_root_is_found(place: Place, run: Run) -> None:
+    """A program, a script, and what stands in a folder: by an adapter that knows of a runner there."""
+    place.write("script.sh", "#!/bin/bash\nread -r\n")
+    shutil.copy("/bin/sleep", place.root / "program")
+    (place.root / "folder").mkdir()
+    program, script = place.root / "program", place.root / "script.sh"
+    started = [
+        subprocess.Popen([script], stdin=subprocess.PIPE),
+        subprocess.Popen(["bash", script], stdin=subprocess.PIPE),
+        subprocess.Popen([program, "infinity"]),
+        subprocess.Popen(["unlike its path", "infinity"], executable=program),
+        subprocess.Popen(["sleep", "infinity"], cwd=place.root / "folder"),
+    ]
+    ended = subprocess.Popen(["sleep", "infinity"])
+    process = identify(ended.pid)
+    assert process is not None
+    ended.kill()
+    ended.wait()
+
+    async def kill() -> None:
+        assert await place.make().kill() == 0
+        assert await place.make().kill([process]) == len(started)
+
+    try:
+        run(kill())
+    finally:
+        for each in started:
+            each.kill()
+            each.communicate()
+
+
 def test_bystanders_are_left_alone(place: Place, run: Run) -> None:
     """Earlier children of this process, a process whose number was the runner's, and another root's."""
     place.write(LISTENER, "#!/bin/bash\nexec sleep infinity\n")
@@ -440,6 +472,7 @@ def test_bystanders_are_left_alone(place: Place, run: Run) -> None:
         process = identify(others[1].pid)
         assert process is not None
         known = [evolve(process, started=process.started - 1)]
+        assert kill_process(known[0])
         runner = place.make()
         await runner.start(None)
 

@@ -85,12 +85,12 @@ _FULL_CONFIG: Final = JobConfig(
 _FAULTS: Final[dict[str, Sequence[object]]] = {
     "org": (None, 5, "", "no spaces", "a/b"),
     "repo": (None, [], "a/b/c"),
-    "labels": (None, [], "runner", [5], ["with,comma"], [""]),
-    "jit_token": (5, [_TOKEN], {"token": _TOKEN}, f"{_TOKEN}\n", f"{_TOKEN}é", ""),
+    "labels": (None, [], "runner", [5], ["with,comma"], [""], ["a\nb"], ["a\0"], ["x" * 257]),
+    "jit_token": (5, [_TOKEN], {"token": _TOKEN}, f"{_TOKEN}\n", f"{_TOKEN}é"),
     "jit_config": (True, [_JIT_CONFIG], f"{_JIT_CONFIG}\x00"),
     "cache_token": ({"value": _CACHE_TOKEN}, f"{_CACHE_TOKEN}\x7f"),
     "runner_group": (5, "two\nlines"),
-    "job_id": (1.5, True, ["67890"]),
+    "job_id": (1.5, True, ["67890"], "6" * 257),
     "run_id": (False, {}),
     "runner_name": (7, "n" * 65),
     "is_org": ("true", 1),
@@ -160,12 +160,12 @@ class ConfigSourceContract(Contract, ABC):
 
     @on_loop
     async def test_neither_token_nor_jit_config_is_absent(self) -> None:
-        """A config without its secrets counts as not there yet; null is the same as nothing."""
+        """A config without its secrets counts as not there yet; null and an empty text are nothing."""
         source = self.make()
         without = {key: value for key, value in _FULL.items() if key not in {"jit_token", "jit_config"}}
 
-        for document in (without, without | {"jit_token": None, "jit_config": None}):
-            self.put_document(document)
+        for nothing in ({}, {"jit_token": None, "jit_config": None}, {"jit_token": "", "jit_config": ""}):
+            self.put_document(without | nothing)
             await error_of(ConfigAbsentError, source.fetch())
 
     @on_loop
