@@ -186,11 +186,10 @@ class Supervision:
 
     async def _keep_journal(self) -> None:
         chronicle = self._life.chronicle
-        while True:
+        # A save clears `dirty`, which may just have been set to end this: so that is not what ends it.
+        while not self._over:
             await chronicle.dirty.wait()
-            if self._over:
-                return
-            if not await chronicle.save():
+            if not self._over and not await chronicle.save():
                 await asyncio.sleep(JOURNAL_AGAIN_SECONDS)
 
     # Stopping
