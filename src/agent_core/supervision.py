@@ -41,7 +41,8 @@ class Supervision:
         self._runner = life.ports.runner_process
         self._milestones = Milestones(started=0.0)
         self._moved_on = asyncio.Event()
-        self._connected = self._over = False
+        self._connected = False
+        self._over = asyncio.Event()
         self._exit: asyncio.Task[int] | None = None
         self._reader: asyncio.Task[None] | None = None
         self.listening_at: float | None = None
@@ -66,7 +67,7 @@ class Supervision:
             for aide in aides:
                 aide.cancel()
             # Not cancelled: a save that is cut off would keep the journal from the next one.
-            self._over = True
+            self._over.set()
             self._life.chronicle.dirty.set()
             await journal
 
@@ -187,9 +188,9 @@ class Supervision:
     async def _keep_journal(self) -> None:
         chronicle = self._life.chronicle
         # A save clears `dirty`, which may just have been set to end this: so that is not what ends it.
-        while not self._over:
+        while not self._over.is_set():
             await chronicle.dirty.wait()
-            if not self._over and not await chronicle.save():
+            if not self._over.is_set() and not await chronicle.save():
                 await asyncio.sleep(JOURNAL_AGAIN_SECONDS)
 
     # Stopping

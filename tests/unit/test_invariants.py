@@ -113,6 +113,7 @@ PLANS = st.builds(
 @settings(max_examples=LIVES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(PLANS)
 @example(Plan())
+@example(Plan(script=RunnerScript(listen_after=None), disk_full_after=1.0))
 def test_invariants_hold_in_every_life(plan: Plan) -> None:
     """Whatever goes wrong, and whenever it dies, the instance goes and the queue hears one true status."""
     check(play(plan))
