@@ -3,32 +3,21 @@
 `unpack` hashes, inflates and unpacks in one pass, into a folder that no other user can enter, and
 renames it to the root once the digest matches. Until then the bytes are a stranger's.
 
-Nothing unpacked leads out of the root, by three rules that need no look at the disk: a name has no
-`..`; its parents are folders, never symlinks; a symlink is relative, with `..` only in front and no
-more often than it is deep. So a symlink leads to a place inside, and on from there by names only,
-each to a place further in or through another such symlink; in whatever order the members come.
+Each of the three has a thread of its own, with bounded pipes between them, so that all take no longer than
+the slowest: that is the inflating, nearly always. Where no thread can be had, one does it all in turn.
 """
 
 import hashlib
-import os
-import tarfile
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
-from agent_adapters.removal import remove_tree
-from agent_adapters.tarball import ArchiveLimits, TarBytes, inflated, members, refusal, shown
-from agent_core.errors import (
-    AgentError,
-    ArchiveRefusedError,
-    BinaryError,
-    BinaryUnavailableError,
-    DigestMismatchError,
-    RunnerUnavailableError,
-)
+from agent_adapters.pipeline import Pipe, Stage
+from agent_adapters.staging import refuse_in_use, staging_beside
+from agent_adapters.tarball import ArchiveLimits, TarBytes, inflated, members
+from agent_adapters.tree import Tree
+from agent_core.errors import AgentError, ArchiveRefusedError, DigestMismatchError
 
 __all__ = ["UnpackCancelledError", "unpack"]
 
@@ -38,21 +27,12 @@ class UnpackCancelledError(AgentError):
 
 
 _DEFAULT_LIMITS: Final = ArchiveLimits()
-_STEP_BYTES: Final = 16 * 1024  # inflated 17 MiB at most: DEFLATE's ratio ends at 1032
+_STEP_BYTES: Final = 256 * 1024
 
-_NAME_BYTES: Final = 255  # NAME_MAX
-_MADE_TYPES: Final = {tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE}
-_OTHER_TYPES: Final = {
-    tarfile.BLKTYPE: "a block device",
-    tarfile.CHRTYPE: "a character device",
-    tarfile.FIFOTYPE: "a FIFO",
-    tarfile.GNUTYPE_SPARSE: "a sparse file",
-}
-_KEPT_MODE: Final = 0o755
-_OWNERS_MODE: Final = 0o700
-_SET_ID_MODE: Final = 0o6000
+_COMPRESSED_BYTES: Final = 8 * 1024**2  # in each of two pipes, which share most of them
+_INFLATED_BYTES: Final = 16 * 1024**2
 
-_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_Step = bytes | memoryview
 
 
 def _never() -> bool:
@@ -66,6 +46,7 @@ def unpack(
     root: Path,
     cancelled: Callable[[], bool] = _never,
     limits: ArchiveLimits = _DEFAULT_LIMITS,
+    replace: bool = False,
 ) -> None:
     """Leaves the gzip tarball in `root`, verified, with mode 0755; or nothing, and `root` as it was.
 
@@ -73,80 +54,36 @@ def unpack(
     belongs to the current user; files keep their permissions but for writing by others, folders
     moreover are their owner's to change. A name that comes twice is refused, unless both are folders.
 
+    `chunks` is read on the calling thread. Beyond the chunk in hand, 40 MiB are in memory at most.
+
+    Args:
+        chunks: the tarball's bytes, in pieces of any size.
+        sha256: of all the bytes.
+        root: where the runner is to be; its parents are made.
+        cancelled: is asked for each member, for each step of 256 KiB and for each MiB inflated; by several
+            threads, so it must not mind.
+        limits: what the archive may ask of the disk.
+        replace: a runner's folder in `root` is no hindrance: it is removed once the new one is verified.
+
     Raises:
         BinaryError: `root` is in use; no chunk was read.
         DigestMismatchError: these are other bytes, whatever else is wrong with them.
         ArchiveRefusedError: these are the right bytes, but damaged or hostile.
         BinaryUnavailableError: the local disk failed or is full.
-        UnpackCancelledError: `cancelled()`, asked for each member and at least each 16 KiB, was true.
+        UnpackCancelledError: `cancelled()` was true.
         Exception: what `chunks` raises, as it is.
     """
     root = root.absolute()
-    _refuse_in_use(root)
-    digest = hashlib.sha256()
-    compressed = _hashed(chunks, digest.update, cancelled)
-    with _staging_beside(root) as staging:
-        refusal = None
-        try:
-            tree, tar = _Tree(staging, limits), TarBytes(inflated(compressed, limits))
-            for member in members(tar, limits):
-                _poll(cancelled)
-                tree.add(member, tar)
-            tar.drain()
-        except ArchiveRefusedError as error:
-            refusal = error
-        for _ in compressed:
-            pass
-        actual = digest.hexdigest()
+    refuse_in_use(root, replace=replace)
+    with staging_beside(root) as staging:
+        work = _Work(_steps(chunks, cancelled), staging.path, cancelled, limits)
+        refusal = work.do()
+        actual = work.digest.hexdigest()
         if actual != sha256:
             raise DigestMismatchError(f"the archive's SHA-256 is {actual}, expected {sha256}") from refusal
         if refusal:
             raise refusal
-        with _disk(root):
-            staging.chmod(_KEPT_MODE)
-            staging.rename(root)
-
-
-def _refuse_in_use(root: Path) -> None:
-    with _disk(root):
-        if not os.path.lexists(root):
-            return
-        if root.is_symlink() or not root.is_dir():
-            what = "not a folder"
-        elif root.is_mount():
-            what = "a mount point, which nothing can be renamed to"
-        elif any(root.iterdir()):
-            what = "not empty"
-        else:
-            return
-    raise BinaryError(f"{root} is {what}: remove it, or let the runner have another folder")
-
-
-@contextmanager
-def _staging_beside(root: Path) -> Iterator[Path]:
-    """A folder that is its owner's alone, and gone at any end but the good one."""
-    with _disk(root):
-        root.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{root.name}.staging-", dir=root.parent))
-    try:
-        with _disk(staging):
-            staging.chmod(_OWNERS_MODE)  # whatever the umask took
-        yield staging
-    except BaseException as error:
-        try:
-            remove_tree(staging)
-        except RunnerUnavailableError as leftovers:
-            error.add_note(str(leftovers))
-        raise
-
-
-@contextmanager
-def _disk(path: Path | str) -> Iterator[None]:
-    """Around what touches the disk, and nothing else: `chunks` may raise an OSError too."""
-    try:
-        yield
-    except OSError as error:
-        raise BinaryUnavailableError(f"{shown(path)}: {error.strerror}") from error
+        staging.place(replace=replace)
 
 
 def _poll(cancelled: Callable[[], bool]) -> None:
@@ -154,104 +91,120 @@ def _poll(cancelled: Callable[[], bool]) -> None:
         raise UnpackCancelledError("unpacking was cancelled")
 
 
-def _hashed(
-    chunks: Iterable[bytes], update: Callable[[memoryview], None], cancelled: Callable[[], bool]
-) -> Iterator[memoryview]:
+def _steps(chunks: Iterable[bytes], cancelled: Callable[[], bool]) -> Iterator[memoryview]:
     for chunk in chunks:
         for start in range(0, len(chunk), _STEP_BYTES):
             _poll(cancelled)
-            step = memoryview(chunk)[start : start + _STEP_BYTES]
-            update(step)
-            yield step
+            yield memoryview(chunk)[start : start + _STEP_BYTES]
     _poll(cancelled)
 
 
-# From members to files
+class _Work:
+    """One tarball into one folder, and its digest."""
 
+    def __init__(
+        self,
+        steps: Iterator[memoryview],
+        folder: Path,
+        cancelled: Callable[[], bool],
+        limits: ArchiveLimits,
+    ) -> None:
+        self._steps, self._cancelled, self._limits = steps, cancelled, limits
+        self._tree = Tree(folder, limits)
+        self._refusal: ArchiveRefusedError | None = None
+        self._to_digest, self._to_inflate = Pipe(_COMPRESSED_BYTES), Pipe(_COMPRESSED_BYTES)
+        self._to_unpack = Pipe(_INFLATED_BYTES)
+        self.digest = hashlib.sha256()
 
-class _Tree:
-    """The staging folder, and the record of what was put there, which the rules go by."""
+    def do(self) -> ArchiveRefusedError | None:
+        """Returns when every byte is hashed, with why the archive is refused."""
+        with self._stages() as stages:
+            if stages:
+                self._feed(stages)
+            else:
+                self._alone()
+        return self._refusal
 
-    def __init__(self, top: Path, limits: ArchiveLimits) -> None:
-        self._top = str(top)
-        self._limits = limits
-        self._types = {"": tarfile.DIRTYPE}  # by path from the top: "", "/bin", "/bin/node"
+    def _alone(self) -> None:
+        hashed = self._hashed()
+        self._unpack(inflated(hashed, self._limits))
+        for _ in hashed:
+            pass
 
-    def add(self, member: tarfile.TarInfo, tar: TarBytes) -> None:
-        *parents, path = self._paths(member, member.name)
-        self._check(member, path)
-        for parent in parents:
-            if self._types.get(parent, tarfile.DIRTYPE) != tarfile.DIRTYPE:
-                raise refusal(member, f"{shown(parent[1:])} is not a folder")
-            if parent not in self._types:
-                self._make_folder(parent, _KEPT_MODE)
-        match member.type:
-            case tarfile.DIRTYPE if path:
-                self._make_folder(path, member.mode)
-            case tarfile.REGTYPE:
-                self._make_file(path, member.mode, tar.parts(member.size))
-            case tarfile.SYMTYPE:
-                self._paths(member, member.linkname, depth=len(parents) - 1)
-                with self._making(path, tarfile.SYMTYPE) as made:
-                    made.symlink_to(member.linkname)
-            case tarfile.LNKTYPE:
-                earlier = self._paths(member, member.linkname)[-1]
-                if self._types.get(earlier) != tarfile.REGTYPE:
-                    raise refusal(member, f"it links to {shown(member.linkname)}, which is no earlier file")
-                with self._making(path, tarfile.REGTYPE) as made:
-                    made.hardlink_to(self._top + earlier)
-
-    def _paths(self, member: tarfile.TarInfo, path: str, depth: int = 0) -> list[str]:
-        """The path and its parents, from the top; it may go up as often as it is deep, then only down."""
-        steps = [step for step in path.split("/") if step not in {"", "."}]
-        ups = steps.count("..")
-        if not path or path.startswith("/") or ups > depth or ".." in steps[ups:]:
-            raise refusal(member, f"{shown(path)} may lead out of the folder")
-        encoded = os.fsencode(path)
-        if len(encoded) > self._limits.path_bytes:
-            raise refusal(member, f"{shown(path)} is longer than {self._limits.path_bytes} bytes")
-        if b"\0" in encoded or max(map(len, encoded.split(b"/"))) > _NAME_BYTES:
-            raise refusal(member, f"a name in {shown(path)} has a NUL, or over {_NAME_BYTES} bytes")
-        return list(accumulate(steps, "{}/{}".format, initial=""))
-
-    def _check(self, member: tarfile.TarInfo, path: str) -> None:
-        if member.type not in _MADE_TYPES:
-            raise refusal(member, f"it is {_OTHER_TYPES.get(member.type, f'of type {member.type!r}')}")
-        if member.mode & _SET_ID_MODE:
-            raise refusal(member, "it is setuid or setgid")
-        if member.size and (member.size < 0 or member.type != tarfile.REGTYPE):
-            raise refusal(member, f"its size is {member.size}")
-        if path in self._types and not self._types[path] == member.type == tarfile.DIRTYPE:
-            raise refusal(member, "there is something of this name already")
+    def _hashed(self) -> Iterator[memoryview]:
+        for step in self._steps:
+            self.digest.update(step)
+            yield step
 
     @contextmanager
-    def _making(self, path: str, kind: bytes) -> Iterator[Path]:
-        self._types[path] = kind
-        if len(self._types) > self._limits.members:
-            raise ArchiveRefusedError(f"the archive has more than {self._limits.members} members")
-        made = Path(self._top + path)
-        with _disk(made):
-            yield made
-
-    def _make_folder(self, path: str, mode: int) -> None:
-        known = path in self._types
-        with self._making(path, tarfile.DIRTYPE) as made:
-            made.mkdir(exist_ok=known)
-            made.chmod(mode & _KEPT_MODE | _OWNERS_MODE)
-
-    def _make_file(self, path: str, mode: int, data: Iterable[memoryview]) -> None:
-        with self._making(path, tarfile.REGTYPE) as made:
-            file = os.open(made, _NEW_FILE, 0o600)
+    def _stages(self) -> Iterator[list[Stage]]:
+        """All of them, or none where there are too few threads; at the end, none is left."""
+        stages: list[Stage] = []
         try:
-            for part in data:
-                with _disk(made):
-                    _write(file, part)
-            with _disk(made):
-                os.fchmod(file, mode & _KEPT_MODE)
+            try:
+                for name, stage in (
+                    ("unpacking: digest", self._digest_all),
+                    ("unpacking: inflate", self._inflate_all),
+                    ("unpacking: write", self._unpack_all),
+                ):
+                    stages.append(Stage(name, stage))
+            except RuntimeError:
+                self._end(stages)
+                stages = []
+            yield stages
         finally:
-            os.close(file)
+            self._end(stages)
 
+    def _end(self, stages: list[Stage]) -> None:
+        """Whatever they do or wait for; those that have ended do not mind."""
+        for pipe in (self._to_digest, self._to_inflate, self._to_unpack):
+            pipe.close()
+        for stage in stages:
+            stage.join()
 
-def _write(file: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(file, data) :]
+    def _feed(self, stages: list[Stage]) -> None:
+        for step in self._steps:
+            self._to_digest.put(step)
+            self._to_inflate.put(step)
+            for stage in stages:
+                stage.check()
+        self._to_digest.end()
+        self._to_inflate.end()
+        for stage in stages:
+            stage.join()
+            stage.check()
+
+    def _digest_all(self) -> None:
+        try:
+            for step in self._to_digest:
+                self.digest.update(step)
+        finally:
+            self._to_digest.close()
+
+    def _inflate_all(self) -> None:
+        error = None
+        try:
+            for piece in inflated(self._to_inflate, self._limits):
+                _poll(self._cancelled)
+                if not self._to_unpack.put(piece):
+                    break
+        except BaseException as raised:  # noqa: BLE001 - raised by whoever reads the pieces, after the last one
+            error = raised
+        self._to_inflate.close()
+        self._to_unpack.end(error)
+
+    def _unpack_all(self) -> None:
+        try:
+            self._unpack(iter(self._to_unpack))
+        finally:
+            self._to_unpack.close()
+
+    def _unpack(self, pieces: Iterator[_Step]) -> None:
+        try:
+            tar = TarBytes(pieces)
+            for member in members(tar, self._limits):
+                _poll(self._cancelled)
+                self._tree.add(member, tar)
+            tar.drain()
+        except ArchiveRefusedError as error:
+            self._refusal = error

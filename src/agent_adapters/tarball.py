@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from attrs import frozen
+from isal import isal_zlib
 
 from agent_core.errors import ArchiveRefusedError
 
@@ -22,12 +23,20 @@ __all__ = ["ArchiveLimits", "TarBytes", "damaged", "inflated", "members", "refus
 
 _GZIP_FORMAT: Final = zlib.MAX_WBITS | 16
 _GZIP_FIRST_BYTE: Final = 0x1F
+_PIECE_BYTES: Final = 1024**2  # whatever a bomb would make at once
 
 _EXTENSION_BYTES: Final = 1024**2
 _LONG: Final = {tarfile.GNUTYPE_LONGNAME: b"path", tarfile.GNUTYPE_LONGLINK: b"linkpath"}
 _EXTENSIONS: Final = {*_LONG, tarfile.XHDTYPE, tarfile.XGLTYPE}
 _PAX_RECORD: Final = re.compile(rb"(\d{1,8}) ([^=\n]+)=")
 _PAX_SIZE: Final = re.compile(rb"\d{1,18}")
+_PLAIN_HEADER: Final = re.compile(
+    # name, mode, uid, gid, size, mtime, checksum, type, target, magic, owner's names, device, no prefix
+    rb"(.{100})([0-7]{7})\0[0-7]{7}\0[0-7]{7}\0([0-7]{11})\0[0-7]{11}\0"
+    rb"([0-7]{6}\0 )([0125])(.{100})ustar(?:  \0|\0[0-9]{2}).{64}(?:\0{16}|[0-7]{7}\0[0-7]{7}\0)\0.{166}",
+    re.DOTALL,
+)
+_SUM_AS_SPACES: Final = 8 * ord(" ")
 _SHOWN_CHARACTERS: Final = 160
 
 
@@ -55,28 +64,34 @@ def damaged(what: str) -> ArchiveRefusedError:
     return ArchiveRefusedError(f"the archive is damaged: {what}")
 
 
-def inflated(compressed: Iterable[memoryview], limits: ArchiveLimits) -> Iterator[bytes]:
-    """What the gzip members hold; like `gzip`, it ends where something else follows them."""
+def inflated(compressed: Iterable[bytes | memoryview], limits: ArchiveLimits) -> Iterator[bytes]:
+    """What the gzip members hold, 1 MiB at most at once; like `gzip`, it ends where something else follows.
+
+    A checksum or a length that is wrong is found.
+    """
     total = 0
     inflater = None
     for step in compressed:
-        rest: memoryview | bytes = step
-        while rest:
+        rest = step
+        while rest or inflater:
             if inflater is None:
                 if total and rest[0] != _GZIP_FIRST_BYTE:
                     return
-                inflater = zlib.decompressobj(_GZIP_FORMAT)
+                inflater = isal_zlib.decompressobj(_GZIP_FORMAT)
             try:
-                piece = inflater.decompress(rest)
-            except zlib.error as error:
+                piece = inflater.decompress(rest, _PIECE_BYTES)
+            except isal_zlib.error as error:  # type: ignore[misc] # its stub takes the class for an instance
                 raise damaged(str(error)) from error
             total += len(piece)
             if total > limits.inflated_bytes:
                 raise ArchiveRefusedError(f"the archive holds more than {limits.inflated_bytes} bytes")
             yield piece
-            rest = inflater.unused_data
             if inflater.eof:
-                inflater = None
+                rest, inflater = inflater.unused_data, None
+            else:
+                rest = inflater.unconsumed_tail
+                if not rest and len(piece) < _PIECE_BYTES:
+                    break  # it holds nothing back
     if inflater is not None:
         raise damaged("its gzip data is cut off")
 
@@ -84,11 +99,18 @@ def inflated(compressed: Iterable[memoryview], limits: ArchiveLimits) -> Iterato
 class TarBytes:
     """Hands out bytes in exact amounts."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
+    def __init__(self, pieces: Iterator[bytes | memoryview]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
 
-    def parts(self, size: int) -> Iterator[memoryview]:
+    def parts(self, size: int) -> Iterable[memoryview]:
+        """So many bytes, in order; whoever asks takes them all before asking for more."""
+        if size > len(self._rest):
+            return self._parts(size)
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return (part,)
+
+    def _parts(self, size: int) -> Iterator[memoryview]:
         while size:
             while not self._rest:
                 piece = next(self._pieces, None)
@@ -101,6 +123,10 @@ class TarBytes:
 
     def take(self, size: int) -> bytes:
         return b"".join(self.parts(size))
+
+    def skip(self, size: int) -> None:
+        for _ in self.parts(size):
+            pass
 
     def drain(self) -> None:
         for _ in self._pieces:
@@ -121,7 +147,7 @@ def members(tar: TarBytes, limits: ArchiveLimits) -> Iterator[tarfile.TarInfo]:
         if number > limits.members:
             raise ArchiveRefusedError(f"the archive has more than {limits.members} members")
         try:
-            member = tarfile.TarInfo.frombuf(header, *encoding)
+            member = _plain_member(header, encoding) or tarfile.TarInfo.frombuf(header, *encoding)
         except tarfile.HeaderError as error:
             raise damaged(f"{error}, header {number}") from error
         if member.type in _EXTENSIONS:
@@ -130,7 +156,23 @@ def members(tar: TarBytes, limits: ArchiveLimits) -> Iterator[tarfile.TarInfo]:
             _apply(said, member)
             yield member
             said = {}
-        tar.take(-member.size % tarfile.BLOCKSIZE)
+        tar.skip(-member.size % tarfile.BLOCKSIZE)
+
+
+def _plain_member(header: bytes, encoding: tuple[str, str]) -> tarfile.TarInfo | None:
+    """What `frombuf` says of a header without oddities, in a third of the time; None for any other."""
+    plain = _PLAIN_HEADER.fullmatch(header)
+    if plain is None:
+        return None
+    name, mode, size, checksum, kind, target = plain.groups()
+    if sum(header) - sum(checksum) + _SUM_AS_SPACES != int(checksum[:6], 8):
+        return None
+    member = tarfile.TarInfo(str(name.partition(b"\0")[0], *encoding))
+    member.mode, member.size, member.type = int(mode, 8), int(size, 8), kind
+    member.linkname = str(target.partition(b"\0")[0], *encoding)
+    if kind == tarfile.DIRTYPE:
+        member.name = member.name.rstrip("/")
+    return member
 
 
 def _extension(header: tarfile.TarInfo, tar: TarBytes) -> dict[bytes, bytes]:
@@ -153,10 +195,12 @@ def _extension(header: tarfile.TarInfo, tar: TarBytes) -> dict[bytes, bytes]:
 
 
 def _apply(said: dict[bytes, bytes], member: tarfile.TarInfo) -> None:
+    if member.type == tarfile.AREGTYPE:
+        member.type = tarfile.REGTYPE
+    if not said:
+        return
     if any(key.startswith(b"GNU.sparse.") for key in said):
         member.type = tarfile.GNUTYPE_SPARSE
-    elif member.type == tarfile.AREGTYPE:
-        member.type = tarfile.REGTYPE
     if b"path" in said:
         member.name = os.fsdecode(said[b"path"])
     if b"linkpath" in said:

@@ -601,6 +601,18 @@ def test_version_is_the_archives(make_runner: MakeRunner) -> None:
     assert make_runner().call("bin/Runner.Listener", "--version").out == "2.336.0\n"
 
 
+def test_asking_for_the_version_leaves_traces(make_runner: MakeRunner) -> None:
+    """The Listener a log; config.sh, by way of env.sh, `.env` and `.path` too. Neither registers."""
+    runner = make_runner()
+    assert runner.call("bin/Runner.Listener", "--version").code == 0
+    assert runner.log("Runner")
+    assert not (runner.root / ".path").exists()
+    ended = runner.call("config.sh", "--version")
+    assert (ended.code, ended.out) == (0, "2.336.0\n")
+    assert (runner.root / ".path").exists()
+    assert not (runner.root / ".runner").exists()
+
+
 def test_jit_config_is_written_with_the_umasks_permissions(make_runner: MakeRunner) -> None:
     """It replaces config.sh, and is ephemeral."""
     runner = make_runner("stat -c '%a %n' ../../../.runner ../../../.credentials\n")

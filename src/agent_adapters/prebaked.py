@@ -1,0 +1,124 @@
+"""The runner that a machine image has brought along: which version it is, if it is fit for use."""
+
+import os
+import re
+import select
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from agent_adapters.removal import remove_tree
+from agent_core.errors import RunnerUnavailableError
+
+__all__ = ["prebaked_version"]
+
+_LISTENER: Final = "bin/Runner.Listener"
+_PROGRAMS: Final = (_LISTENER, "bin/Runner.Worker")
+_SCRIPTS: Final = ("config.sh", "run.sh", "env.sh", "run-helper.sh.template")
+_USED: Final = (".runner", ".credentials", ".credentials_rsaparams", ".service", ".env", ".path")
+"""What config.sh leaves, also where it fails."""
+_FILLED_BY_USE: Final = ("_work", "_diag")
+_OTHERS_MAY_WRITE: Final = 0o022
+
+_OUTPUT_BYTES: Final = 4096
+_VERSION: Final = re.compile(rb"^(2\.\d{1,9}\.\d{1,9})\r?$", re.MULTILINE)
+
+
+def prebaked_version(root: Path, timeout: float) -> str | None:
+    """The version of the runner in the root, `2.x.y`: complete, never used, and changed by nobody else.
+
+    None for anything else, and where the runner does not say its version within `timeout` seconds. Never
+    raises. No process of it is left, nor the log that the runner writes even for this.
+    """
+    try:
+        if not (_is_ours(root) and _is_complete(root) and _is_fresh(root)):
+            return None
+        with _without_traces(root):
+            return _said_version(root, timeout)
+    except (OSError, ValueError):
+        return None
+
+
+def _is_ours(root: Path) -> bool:
+    """Nobody but us and root can have changed what will run."""
+    return all(_is_private((root / name).lstat()) for name in (".", "bin", *_PROGRAMS, *_SCRIPTS))
+
+
+def _is_private(status: os.stat_result) -> bool:
+    return status.st_uid in {os.geteuid(), 0} and not status.st_mode & _OTHERS_MAY_WRITE
+
+
+def _is_complete(root: Path) -> bool:
+    folders = all(stat.S_ISDIR(path.lstat().st_mode) for path in (root, root / "bin"))
+    files = all(stat.S_ISREG((root / name).lstat().st_mode) for name in (*_PROGRAMS, *_SCRIPTS))
+    return folders and files and all(os.access(root / name, os.X_OK) for name in _PROGRAMS)
+
+
+def _is_fresh(root: Path) -> bool:
+    if any(os.path.lexists(root / name) for name in _USED):
+        return False
+    folders = [root / name for name in _FILLED_BY_USE if os.path.lexists(root / name)]
+    return not any(folder.is_symlink() or any(folder.iterdir()) for folder in folders)
+
+
+@contextmanager
+def _without_traces(root: Path) -> Iterator[None]:
+    """The Listener writes to `_diag` whatever it is asked: what was fresh before is so afterwards."""
+    diag = root / "_diag"
+    had_diag = diag.exists()
+    try:
+        yield
+    finally:
+        with suppress(OSError, RunnerUnavailableError):
+            for path in [*diag.iterdir()] if had_diag else [diag]:
+                remove_tree(path)
+
+
+def _said_version(root: Path, timeout: float) -> str | None:
+    with subprocess.Popen(
+        [root / _LISTENER, "--version"],
+        cwd=root,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            _await_end(process, timeout)
+        finally:
+            # Not reaped yet, so the number is still its own.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        said = _VERSION.search(_output(process))
+        succeeded = process.wait() == 0
+    return said[1].decode() if succeeded and said else None
+
+
+def _environment() -> dict[str, str]:
+    """.NET needs nothing of ours; without the last it ends at once where there is no ICU."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "DOTNET_SYSTEM_GLOBALIZATION_INVARIANT": "1"}
+
+
+def _await_end(process: subprocess.Popen[bytes], timeout: float) -> None:
+    """Or the timeout. More output than a pipe holds is never read: such a program does not end."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        select.select([descriptor], [], [], max(0.0, timeout))
+    finally:
+        os.close(descriptor)
+
+
+def _output(process: subprocess.Popen[bytes]) -> bytes:
+    """What there is of it; who has left the process group may hold the pipe open for ever."""
+    if process.stdout is None:
+        return b""
+    os.set_blocking(process.stdout.fileno(), False)
+    try:
+        return os.read(process.stdout.fileno(), _OUTPUT_BYTES)
+    except BlockingIOError:
+        return b""
