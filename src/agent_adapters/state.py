@@ -3,11 +3,13 @@
 import fcntl
 import json
 import os
+import threading
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from agent_adapters.threads import Lane
 from agent_adapters.wire import journal_from_json, journal_to_json
@@ -18,6 +20,8 @@ from agent_core.ports import Journal, LogSpool
 __all__ = ["FileJournal", "FileLogSpool", "StateLock", "write_all"]
 
 _SPOOL_BYTES: Final = 2**30
+_LARGE_BYTES: Final = 2**24
+"""A spool of more than this is not emptied on the loop."""
 _PRIVATE: Final = 0o600
 
 
@@ -93,7 +97,8 @@ def _sync_folder(folder: Path) -> None:
 class FileLogSpool(LogSpool):
     """A file of mode 0600, written and read in a circle: what is read makes room, and its size is bounded.
 
-    It begins empty: what an earlier life left in it is gone.
+    What is pushed together is one line of it, and is read together; what a `pop` leaves of that waits in
+    memory. It begins empty: what an earlier life left in it is gone.
 
     Args:
         path: the file; made when it is first needed.
@@ -104,34 +109,41 @@ class FileLogSpool(LogSpool):
         self._path, self._max_bytes = path, max_bytes
         self._descriptor: int | None = None
         self._count = self._read_at = self._write_at = 0
+        self._read: deque[tuple[int, str]] = deque()
+        """Times and texts that are no more in the file, and not yet popped."""
         self._turn_at: int | None = None
         """Where the reader has to go back to the front, as the writer did; None while it is ahead."""
 
     def push(self, events: Sequence[LogEvent]) -> None:
-        lines = "".join(f"{json.dumps([event.timestamp_ms, event.text])}\n" for event in events).encode()
-        at = self._room_for(len(lines))
+        if not events:
+            return
+        columns = [event.timestamp_ms for event in events], [event.text for event in events]
+        line = json.dumps(columns).encode() + b"\n"
+        at = self._room_for(len(line))
         if at is None:
             raise SpoolError(f"{self._path}: the spool holds {self._max_bytes} bytes at most")
         try:
             # What fails half way lies where nothing is read, and is written over.
-            _write_all_at(self._open(), lines, at)
+            _write_all_at(self._open(), line, at)
         except OSError as exc:
             raise SpoolError(f"{self._path}: {exc.strerror}") from exc
         if at < self._write_at:
             self._turn_at = self._write_at
-        self._write_at = at + len(lines)
+        self._write_at = at + len(line)
         self._count += len(events)
 
     def pop(self, max_bytes: int) -> list[LogEvent]:
-        if self._count == 0:
-            return []
-        try:
-            with self._path.open("rb") as stream:
-                popped = self._take(stream, max_bytes)
-        except (OSError, ValueError, TypeError) as exc:
-            self.close()
-            raise SpoolError(f"{self._path}: {exc}") from exc
-        if self._count == 0:
+        popped: list[LogEvent] = []
+        total = 0
+        while len(popped) < self._count:
+            while not self._read:
+                self._read_on()
+            total += len(self._read[0][1].encode())
+            if popped and total > max_bytes:
+                break
+            popped.append(LogEvent(*self._read.popleft()))
+        self._count -= len(popped)
+        if popped and self._count == 0:
             self._empty()
         return popped
 
@@ -140,12 +152,8 @@ class FileLogSpool(LogSpool):
 
     def close(self) -> None:
         """Removes the file, and forgets what was in it."""
-        self._empty()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-            with suppress(OSError):
-                self._path.unlink()
+        self._forget()
+        self._remove()
 
     def _room_for(self, size: int) -> int | None:
         """Where so many bytes can be written; None: nowhere."""
@@ -155,22 +163,19 @@ class FileLogSpool(LogSpool):
             return self._write_at
         return 0 if size <= self._read_at else None
 
-    def _take(self, stream: BinaryIO, max_bytes: int) -> list[LogEvent]:
-        popped: list[LogEvent] = []
-        total = 0
-        stream.seek(self._read_at)
-        while self._count:
-            if self._read_at == self._turn_at:
-                self._read_at, self._turn_at = stream.seek(0), None
-            line = stream.readline()
-            event = LogEvent(*json.loads(line))
-            total += len(event.text.encode())
-            if popped and total > max_bytes:
-                break
-            popped.append(event)
-            self._read_at += len(line)
-            self._count -= 1
-        return popped
+    def _read_on(self) -> None:
+        """Takes the oldest line out of the file."""
+        if self._read_at == self._turn_at:
+            self._read_at, self._turn_at = 0, None
+        try:
+            with self._path.open("rb") as stream:
+                stream.seek(self._read_at)
+                line = stream.readline()
+            self._read.extend(zip(*json.loads(line), strict=True))
+        except (OSError, ValueError, TypeError) as exc:
+            self.close()
+            raise SpoolError(f"{self._path}: {exc}") from exc
+        self._read_at += len(line)
 
     def _open(self) -> int:
         if self._descriptor is None:
@@ -180,11 +185,32 @@ class FileLogSpool(LogSpool):
         return self._descriptor
 
     def _empty(self) -> None:
+        """Gives the file's room back to the disk."""
+        self._forget()
+        if self._descriptor is None:
+            return
+        with suppress(OSError):  # it only keeps its room
+            if os.fstat(self._descriptor).st_size > _LARGE_BYTES:
+                self._remove()
+            else:
+                os.ftruncate(self._descriptor, 0)
+
+    def _forget(self) -> None:
         self._count = self._read_at = self._write_at = 0
         self._turn_at = None
-        if self._descriptor is not None:
-            with suppress(OSError):  # it only keeps its room on the disk
-                os.ftruncate(self._descriptor, 0)
+        self._read.clear()
+
+    def _remove(self) -> None:
+        """Removes the file; a thread gives up what it has on the disk, which can take tenths of seconds."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        with suppress(OSError):
+            self._path.unlink()
+        try:
+            threading.Thread(target=os.close, args=(descriptor,), name="log spool", daemon=True).start()
+        except RuntimeError:  # there is no thread to be had
+            os.close(descriptor)
 
 
 def _write_all_at(descriptor: int, data: bytes, at: int) -> None:

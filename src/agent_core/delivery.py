@@ -2,23 +2,21 @@
 
 `write` takes a line at once, whatever the sink does. Lines wait in memory up to a bound, beyond it in
 the spool. What becomes of each is counted.
+
+Every line of a job comes this way, on the loop that everything else waits for: it costs microseconds, and
+nothing here works on more than some thousand lines at a time.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from agent_core.deadline import abandon, wait_until_set, within
-from agent_core.errors import (
-    AgentError,
-    BatchRefusedError,
-    LogSinkDeniedError,
-    SpoolError,
-)
+from agent_core.errors import AgentError, BatchRefusedError, LogSinkDeniedError, SpoolError
 from agent_core.model import LogEvent, LogStats
 from agent_core.policy import CALL_SECONDS, Backoff
 from agent_core.ports import LogSink, LogSpool
@@ -50,6 +48,12 @@ BATCH_SECONDS: Final = 5.0
 """The oldest line waits no longer for company."""
 
 _MEMORY_BYTES: Final = 8 * BATCH_BYTES
+_HELD_SHARE: Final = 32
+"""Lines go to the spool in pieces of this share of the memory bound: 256 KiB of the usual one."""
+_UNSPOOL_BYTES: Final = 16 * 1024
+"""What comes back from the spool at a time; that many lines, if each has one character."""
+_TURN_EVENTS: Final = 2_000
+"""After so many from the spool, whoever else needs the loop has a turn."""
 _EMPTY_LINE: Final = " "
 """An event must not be empty."""
 _MAX_UTF8_BYTES: Final = 4
@@ -57,7 +61,8 @@ _MAX_UTF8_BYTES: Final = 4
 
 def event_bytes(event: LogEvent) -> int:
     """What the event counts for in its batch."""
-    return len(event.text.encode()) + EVENT_OVERHEAD_BYTES
+    text = event.text
+    return (len(text) if text.isascii() else len(text.encode())) + EVENT_OVERHEAD_BYTES
 
 
 def check_batch(events: Sequence[LogEvent]) -> None:
@@ -79,6 +84,47 @@ def check_batch(events: Sequence[LogEvent]) -> None:
         raise BatchRefusedError("the events are not in chronological order")
     if events[-1].timestamp_ms - events[0].timestamp_ms > BATCH_SPAN_MS:
         raise BatchRefusedError("the events span more than 24 hours")
+
+
+class _Batch(Sequence[LogEvent]):
+    """Events that go together; they are made when they are asked for.
+
+    Tens of thousands of objects that wait would have the garbage collector hold up the loop, again and again.
+    """
+
+    def __init__(self) -> None:
+        self.since = _moment()
+        """When the first of them came."""
+        self.bytes = 0
+        self._stamps: list[int] = []
+        self._texts: list[str] = []
+
+    def has_room(self, stamp: int, size: int) -> bool:
+        return (
+            self.bytes + size <= BATCH_BYTES
+            and len(self._stamps) < BATCH_EVENTS
+            and stamp - self._stamps[0] <= BATCH_SPAN_MS
+        )
+
+    @property
+    def is_full(self) -> bool:
+        return self.bytes >= BATCH_BYTES or len(self._stamps) >= BATCH_EVENTS
+
+    def add(self, stamp: int, text: str, size: int) -> None:
+        self._stamps.append(stamp)
+        self._texts.append(text)
+        self.bytes += size
+
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+    def __iter__(self) -> Iterator[LogEvent]:
+        return map(LogEvent, self._stamps, self._texts)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return list(map(LogEvent, self._stamps[index], self._texts[index]))
+        return LogEvent(self._stamps[index], self._texts[index])
 
 
 class LogDelivery:
@@ -106,10 +152,12 @@ class LogDelivery:
         self._sink, self._spool = sink, spool
         self._now, self._rng, self._warn = now, rng, warn
         self._memory_bytes = memory_bytes
-        self._waiting: deque[tuple[LogEvent, int, float]] = deque()
-        """Each with its bytes in a batch, and the moment it came."""
+        self._waiting: deque[_Batch] = deque()
+        """What goes next, older than what is in the spool; the last one grows."""
         self._waiting_bytes = 0
-        self._last_timestamp_ms = 0
+        self._held = _Batch()
+        """What goes to the spool next."""
+        self._last_stamp = 0
         self._some, self._ripe, self._closing = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._closed = self._denied = self._losing = False
         self._backoff = Backoff(first=0.5, most=10.0)
@@ -131,7 +179,7 @@ class LogDelivery:
         if self._closed:
             return
         try:
-            size = len(text.encode())
+            size = len(text) if text.isascii() else len(text.encode())
         except UnicodeEncodeError:
             encoded = text.encode("utf-8", "backslashreplace")
             text, size = encoded.decode(), len(encoded)
@@ -166,6 +214,7 @@ class LogDelivery:
                 break
         self._closed = True
         self._waiting.clear()
+        self._held = _Batch()
         self._dropped += self.stats.pending
         return self.stats
 
@@ -180,49 +229,75 @@ class LogDelivery:
         if self._denied:
             self._dropped += 1
             return
-        now_ms = int(self._now().timestamp() * 1000)
         # A wall clock that is set back must not put the stream out of order.
-        self._last_timestamp_ms = max(self._last_timestamp_ms, now_ms)
-        event = LogEvent(self._last_timestamp_ms, text)
-        if len(self._spool) or self._waiting_bytes + size > self._memory_bytes:
-            self._spool_event(event)
+        self._last_stamp = stamp = max(self._last_stamp, int(self._now().timestamp() * 1000))
+        size += EVENT_OVERHEAD_BYTES
+        if self._held or len(self._spool) or self._waiting_bytes + size > self._memory_bytes:
+            self._hold(stamp, text, size)
         else:
-            self._append(event, size + EVENT_OVERHEAD_BYTES)
+            self._append(stamp, text, size)
         self._some.set()
 
-    def _append(self, event: LogEvent, size: int) -> None:
-        self._waiting.append((event, size, _moment()))
+    def _append(self, stamp: int, text: str, size: int) -> None:
+        waiting = self._waiting
+        if not (waiting and waiting[-1].has_room(stamp, size)):
+            waiting.append(_Batch())
+        waiting[-1].add(stamp, text, size)
         self._waiting_bytes += size
-        if self._waiting_bytes >= BATCH_BYTES or len(self._waiting) >= BATCH_EVENTS:
+        if self._is_ripe:
             self._ripe.set()
 
-    def _spool_event(self, event: LogEvent) -> None:
+    @property
+    def _is_ripe(self) -> bool:
+        """Whether the first batch has no room for more."""
+        return len(self._waiting) > 1 or bool(self._waiting and self._waiting[0].is_full)
+
+    def _hold(self, stamp: int, text: str, size: int) -> None:
+        """For the spool: a call for each line would cost more than all the rest."""
+        self._held.add(stamp, text, size)
+        if self._held.bytes < self._memory_bytes // _HELD_SHARE:
+            return
+        held, self._held = self._held, _Batch()
         try:
-            self._spool.push([event])
+            self._spool.push(held)
         except SpoolError as exc:
-            self._dropped += 1
+            self._dropped += len(held)
             # A warning may be a log line itself: it must not come back here.
             if not self._losing:
                 self._losing = True
                 self._warn(f"log lines are lost: {exc}")
 
-    def _unspool(self) -> None:
-        """Fills memory up from the spool."""
-        try:
-            while len(self._spool) and self._waiting_bytes < BATCH_BYTES:
-                for event in self._spool.pop(BATCH_BYTES):
-                    self._append(event, event_bytes(event))
-        except SpoolError as exc:
-            lost = self.stats.pending - len(self._waiting)
-            self._warn(f"{lost} log lines are lost: {exc}")
-            self._dropped += lost
+    async def _unspool(self) -> None:
+        """Fills a batch up from the spool, and behind it from what is held for the spool."""
+        turn = 0
+        while len(self._spool) and not self._is_ripe:
+            before = len(self._spool)
+            try:
+                popped = self._spool.pop(_UNSPOOL_BYTES)
+            except SpoolError as exc:
+                lost = before - len(self._spool)
+                self._dropped += lost
+                self._warn(f"{lost} log lines are lost: {exc}")
+                break
+            self._append_all(popped)
+            turn += len(popped)
+            if turn >= _TURN_EVENTS:
+                turn = 0
+                await asyncio.sleep(0)
+        if not len(self._spool):
+            held, self._held = self._held, _Batch()
+            self._append_all(held)
+
+    def _append_all(self, events: Iterable[LogEvent]) -> None:
+        for event in events:
+            self._append(event.timestamp_ms, event.text, event_bytes(event))
 
     # Sending batches out
 
     async def _deliver_to(self, stream: str) -> None:
         while True:
             await self._some.wait()
-            since = self._waiting[0][2] if self._waiting else _moment()
+            since = self._waiting[0].since if self._waiting else _moment()
             await wait_until_set(self._ripe, since + BATCH_SECONDS - _moment())
             await self._deliver_waiting(stream)
             if self._closing.is_set():
@@ -230,33 +305,25 @@ class LogDelivery:
 
     async def _deliver_waiting(self, stream: str) -> None:
         """Everything that waits now, and whatever comes meanwhile, as long as it fills batches."""
-        self._unspool()
+        await self._unspool()
         while batch := self._next_batch():
             await self._deliver(stream, batch)
-            self._unspool()
+            await self._unspool()
             if not (self._closing.is_set() or self._ripe.is_set()):
                 break
-        if not self._waiting:
+        if not (self._waiting or len(self._spool)):
             self._some.clear()
 
-    def _next_batch(self) -> list[LogEvent]:
-        """Takes the longest batch that keeps every limit."""
-        batch: list[LogEvent] = []
-        total = 0
-        while self._waiting and len(batch) < BATCH_EVENTS:
-            event, size, _ = self._waiting[0]
-            span_ms = event.timestamp_ms - batch[0].timestamp_ms if batch else 0
-            if total + size > BATCH_BYTES or span_ms > BATCH_SPAN_MS:
-                break
-            self._waiting.popleft()
-            batch.append(event)
-            total += size
-        self._waiting_bytes -= total
-        if self._waiting_bytes < BATCH_BYTES and len(self._waiting) < BATCH_EVENTS:
+    def _next_batch(self) -> Sequence[LogEvent]:
+        if not self._waiting:
+            return ()
+        batch = self._waiting.popleft()
+        self._waiting_bytes -= batch.bytes
+        if not self._is_ripe:
             self._ripe.clear()
         return batch
 
-    async def _deliver(self, stream: str, batch: list[LogEvent]) -> None:
+    async def _deliver(self, stream: str, batch: Sequence[LogEvent]) -> None:
         """One batch, tried until the sink has it or will never have it."""
         attempt = 0
         while not self._denied:
@@ -287,7 +354,7 @@ class LogDelivery:
         """From here on every line is dropped: what is denied stays denied, and is not asked for again."""
         self._denied = True
         self._warn(f"the log sink denies the agent; no more log lines are sent: {exc}")
-        self._dropped += len(self._waiting)
+        self._dropped += sum(map(len, self._waiting))
         self._waiting.clear()
         self._waiting_bytes = 0
 

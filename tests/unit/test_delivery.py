@@ -115,6 +115,8 @@ class FailingSpool(InMemoryLogSpool):
 
     push_fails: Callable[[], bool] = staticmethod(lambda: False)
     pop_fails: Callable[[], bool] = staticmethod(lambda: False)
+    keeps: Callable[[], bool] = staticmethod(lambda: False)
+    """A read that fails leaves what is there."""
 
     def push(self, events: Sequence[LogEvent]) -> None:
         if self.push_fails():
@@ -123,9 +125,20 @@ class FailingSpool(InMemoryLogSpool):
 
     def pop(self, max_bytes: int) -> list[LogEvent]:
         if self.pop_fails():
-            super().pop(2**40)
+            if not self.keeps():
+                super().pop(2**40)
             raise SpoolError("the disk is broken")
         return super().pop(max_bytes)
+
+
+class CountingSpool(InMemoryLogSpool):
+    """Counts its calls."""
+
+    pushes = 0
+
+    def push(self, events: Sequence[LogEvent]) -> None:
+        self.pushes += 1
+        super().push(events)
 
 
 @define
@@ -802,6 +815,102 @@ def test_nothing_is_raised_to_the_writer(
             assert_within_limits(put)
 
     run(main, seed=seed)
+
+
+def test_the_spool_is_called_for_many_lines_at_once() -> None:
+    """Not for each; what is on its way to the spool is no more than a small part of what memory may hold."""
+
+    async def main() -> None:
+        memory_bytes = 2**21
+        spool = CountingSpool()
+        on = scene(then=HANGS, spool=spool, memory_bytes=memory_bytes)
+        lines = numbered(60_000, 100)
+        on.write(*lines)
+        spooled = sum(map(event_bytes, spool.events))
+        assert spooled > 2 * memory_bytes
+        assert spool.pushes <= spooled / 2**16 + 1
+        assert on.stats.pending == len(lines)
+        on.sink.then = Reply()
+        await asyncio.sleep(100)
+
+        assert on.sink.texts == lines
+
+    run(main)
+
+
+def test_what_is_on_its_way_to_the_spool_is_not_forgotten() -> None:
+    """It is delivered though nothing comes after it; without a stream it is dropped, and counted."""
+
+    async def main() -> None:
+        for opened in (True, False):
+            spool = CountingSpool()
+            on = scene(spool=spool, memory_bytes=2**20, opened=opened)
+            lines = numbered(10_000, 100)
+            on.write(*lines)
+            assert sum(map(event_bytes, spool.events)) < (10_000 * 126) - 2**20
+            stats = await on.delivery.drain(3, 60)
+
+            assert on.sink.texts == (lines if opened else [])
+            assert_accounted_for(stats, len(lines))
+
+    run(main)
+
+
+def test_short_lines_come_back_from_the_spool_a_batch_at_a_time() -> None:
+    """However many fit into as many bytes: there can be a million of them."""
+
+    async def main() -> None:
+        spool = InMemoryLogSpool()
+        on = scene(then=HANGS, spool=spool, memory_bytes=100)
+        on.write(*["x"] * 100_000)
+        await asyncio.sleep(10)
+
+        assert len(on.sink.puts[-1].events) < 10_000 + 100
+        assert len(spool) >= 100_000 - 10_000 - 2**14 - 100
+        on.sink.then = Reply()
+        await asyncio.sleep(1000)
+        assert len(on.sink.texts) == 100_000
+
+    run(main)
+
+
+def test_what_comes_back_from_the_spool_leaves_others_their_turn() -> None:
+    """A few thousand lines, then whatever else the loop has to do."""
+
+    async def main() -> None:
+        spool = InMemoryLogSpool()
+        on = scene(spool=spool, memory_bytes=100)
+        on.write(*numbered(50_000))
+        draining = asyncio.create_task(on.delivery.drain(100, 1000))
+        left = [len(spool)]
+        while not draining.done():
+            await asyncio.sleep(0)
+            left.append(len(spool))
+
+        assert left[-1] == 0
+        assert max(before - after for before, after in pairwise(left)) <= 6_000, "two turns"
+
+    run(main)
+
+
+def test_a_spool_that_cannot_be_read_for_now_loses_nothing() -> None:
+    """What it still has is not lost: it comes later, in its place, and is counted once."""
+
+    async def main() -> None:
+        spool = FailingSpool()
+        on = scene(spool=spool, memory_bytes=100)
+        lines = numbered(100)
+        on.write(*lines)
+        spool.keeps = spool.pop_fails = lambda: now() < 60
+        await asyncio.sleep(50)
+        on.write("later")
+        assert on.stats.pending > 50
+        await asyncio.sleep(50)
+
+        assert on.sink.texts == [*lines, "later"]
+        assert await on.delivery.drain(3, 60) == LogStats(accepted=101, delivered=101)
+
+    run(main)
 
 
 # The clock
