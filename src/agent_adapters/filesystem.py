@@ -3,21 +3,19 @@
 `notifications.jsonl`, `terminations.jsonl`, `logs/{instance_id}/{job_id}.log`.
 """
 
-import asyncio
 import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from agent_adapters.archive import unpack
+from agent_adapters.installer import Installer, Report
 from agent_adapters.state import write_all
-from agent_adapters.threads import Lane
+from agent_adapters.threads import Cancellation, Lane
 from agent_adapters.wire import checked_message, parse_config
 from agent_core.delivery import check_batch
 from agent_core.errors import (
@@ -42,6 +40,7 @@ from agent_core.ports import (
     Notifier,
     Progress,
     Terminator,
+    Warn,
 )
 
 __all__ = [
@@ -104,24 +103,22 @@ class FileBinaryStore(BinaryStore):
     """
 
     def __init__(self, path: Path, root: Path) -> None:
-        self._path, self._root = path, root
+        self._path = path
         self._lane = Lane("runner archives", BinaryUnavailableError)
+        self._installer = Installer("runner archive", root)
+
+    async def prebaked(self) -> str | None:
+        return None
 
     async def resolve(self, request: ReleaseRequest) -> Release:
         return await self._lane.run(partial(self._resolve, request))
 
-    async def install(self, release: Release, progress: Progress) -> None:
-        loop = asyncio.get_running_loop()
-
-        def report(done: int, total: int) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-                loop.call_soon_threadsafe(progress, done, total)
-
-        def install(cancelled: Callable[[], bool]) -> None:
+    async def install(self, release: Release, progress: Progress, warn: Warn) -> None:  # noqa: ARG002
+        def chunks(report: Report, _cancelled: Cancellation) -> Iterator[bytes]:
             file, _ = self._find(release.version, release.arch)
-            unpack(_chunks(file, report), sha256=release.sha256, root=self._root, cancelled=cancelled)
+            return _chunks(file, report)
 
-        await self._lane.run_cancellable(install)
+        await self._installer.install(release.sha256, chunks, progress)
 
     def _resolve(self, request: ReleaseRequest) -> Release:
         file, version = self._find(request.version, request.arch)
@@ -158,7 +155,7 @@ def _trusted_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _chunks(file: Path, report: Callable[[int, int], None]) -> Iterator[bytes]:
+def _chunks(file: Path, report: Report) -> Iterator[bytes]:
     try:
         with file.open("rb") as stream:
             total, done = os.fstat(stream.fileno()).st_size, 0
@@ -220,6 +217,9 @@ class FileTerminator(Terminator):
         request = {"instance_id": instance_id, "requested_at": self._now().isoformat()}
         errors = TerminatorDeniedError, TerminatorUnavailableError
         await self._lane.run(partial(_append, self._path, f"{json.dumps(request)}\n", *errors))
+
+    async def power_off(self) -> None:
+        raise TerminatorDeniedError("profile local powers off nobody's machine")
 
 
 def _append(path: Path, text: str, denied: type[AgentError], unavailable: type[AgentError]) -> None:

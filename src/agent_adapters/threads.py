@@ -6,17 +6,49 @@ too. Each adapter has a lane of its own instead, and a thread that hangs does no
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
 from agent_core.errors import AgentError
 
-__all__ = ["Lane"]
+__all__ = ["Cancellation", "Lane", "spawn"]
 
 _T = TypeVar("_T")
+
+
+class Cancellation:
+    """Whether a call in a thread has been given up; called, it tells."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._interrupt: Callable[[], object] = bool
+
+    def __call__(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """A pause that ends early when the call is given up; whether it was."""
+        return self._event.wait(seconds)
+
+    @contextmanager
+    def interrupting(self, interrupt: Callable[[], object]) -> Iterator[None]:
+        """Around what blocks: `interrupt` ends it; it is called from other threads, more than once maybe."""
+        self._interrupt = interrupt
+        try:
+            if self._event.is_set():
+                interrupt()
+            yield
+        finally:
+            self._interrupt = bool
+
+    def cancel(self) -> None:
+        """Gives the call up."""
+        self._event.set()
+        with suppress(OSError):
+            self._interrupt()
 
 
 class Lane:
@@ -35,17 +67,17 @@ class Lane:
         """The function's result. A cancelled call goes on by itself, and keeps the lane taken."""
         return await asyncio.wrap_future(self._begin(function))
 
-    async def run_cancellable(self, function: Callable[[Callable[[], bool]], _T]) -> _T:
-        """The result of a long function, which is given a question to ask often: has it been cancelled?
+    async def run_cancellable(self, function: Callable[[Cancellation], _T]) -> _T:
+        """The result of a long function, which asks often whether it has been cancelled.
 
         A cancellation is passed on when the function has ended, so that it leaves nothing half done.
         """
-        cancelled = threading.Event()
-        future = asyncio.wrap_future(self._begin(lambda: function(cancelled.is_set)))
+        cancelled = Cancellation()
+        future = asyncio.wrap_future(self._begin(lambda: function(cancelled)))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            cancelled.set()
+            cancelled.cancel()
             await asyncio.wait({future})
             if not future.cancelled():
                 future.exception()
@@ -54,22 +86,30 @@ class Lane:
     def _begin(self, function: Callable[[], _T]) -> Future[_T]:
         if not self._taken.acquire(blocking=False):
             raise self._busy(f"{self._name}: the call before has not ended")
-        future: Future[_T] = Future()
+        return spawn(self._name, function, self._taken.release)
 
-        def work() -> None:
-            try:
-                settle = partial(future.set_result, function())
-            except BaseException as exc:  # noqa: BLE001 - raised where the result is awaited
-                settle = partial(future.set_exception, exc)
-            self._taken.release()
-            # Nobody may be left to take the outcome: the call was cancelled, or its loop is closed.
-            with suppress(InvalidStateError, RuntimeError):
-                settle()
 
+def spawn(name: str, function: Callable[[], _T], at_end: Callable[[], object] = bool) -> Future[_T]:
+    """Calls the function in a thread of its own, which keeps no process alive.
+
+    `at_end` is called before anybody has the result.
+    """
+    future: Future[_T] = Future()
+
+    def work() -> None:
         try:
-            threading.Thread(target=work, name=self._name, daemon=True).start()
-        except RuntimeError:
-            # A job can leave the system without a thread. To block the loop for a moment is better then than
-            # to kill nothing, send nothing, and keep the machine.
-            work()
-        return future
+            settle = partial(future.set_result, function())
+        except BaseException as exc:  # noqa: BLE001 - raised where the result is awaited
+            settle = partial(future.set_exception, exc)
+        at_end()
+        # Nobody may be left to take the outcome: the call was cancelled, or its loop is closed.
+        with suppress(InvalidStateError, RuntimeError):
+            settle()
+
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError:
+        # A job can leave the system without a thread. To block the loop for a moment is better then than
+        # to kill nothing, send nothing, and keep the machine.
+        work()
+    return future

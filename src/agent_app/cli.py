@@ -4,7 +4,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +12,7 @@ from agent_adapters.wire import message_to_json
 from agent_app.container import Container
 from agent_app.display import Aside
 from agent_app.exit_status import ExitStatus, exit_status
+from agent_app.identity import identified, metadata_of
 from agent_app.running import live, reap
 from agent_app.settings import Loaded, Settings, add_arguments, describe, load
 from agent_core import __version__
@@ -66,14 +67,16 @@ def _add_command(commands: Any, name: str, command: _Command, text: str) -> argp
 
 
 def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Signals]) -> ExitStatus:
-    settings = loaded.settings
-    errors = [*loaded.errors, *_missing_here(settings)]
-    if settings.profile == "aws" and {"profile", "job", "runner_archive"} & vars(parsed).keys():
-        # Somebody meant another profile: that is no reason to terminate the machine they sit at.
-        return _refuse(ExitStatus.USAGE, *errors)
-    if settings.profile == "aws" or not _is_writable(settings.state_dir):
+    settings, errors = loaded.settings, list(loaded.errors)
+    if settings.profile == "aws":
+        if errors and {"profile", "job", "runner_archive"} & vars(parsed).keys():
+            # Somebody meant another profile: that is no reason to terminate the machine they sit at.
+            return _refuse(ExitStatus.USAGE, *errors)
+        settings, unknown = identified(settings, metadata_of(os.environ))
+        errors += unknown
+    elif not _is_writable(settings.state_dir):
         # There is nothing here that could be terminated, nor a place to write down that it was asked for.
-        return _refuse(ExitStatus.CONFIG, *errors)
+        return _refuse(ExitStatus.CONFIG, *errors, _unwritable(settings))
     display = _make_display(settings.instance_id or "")
     refused = SettingsError("\n".join(errors)) if errors else None
     try:
@@ -93,7 +96,7 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
 def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
     settings = loaded.settings
     if settings.profile == "aws":
-        return _refuse(ExitStatus.CONFIG, *loaded.errors, *_missing_here(settings))
+        settings, _ = identified(settings, metadata_of(os.environ))
     # It needs no job and no archive, and a value that is wrong is no reason to leave an instance behind.
     display = _make_display(settings.instance_id or "")
     outcome = reap(_container(settings, display))
@@ -126,14 +129,8 @@ def _container(settings: Settings, display: Aside) -> Container:
     return Container(settings=settings, environ=dict(os.environ), observer=display)
 
 
-def _missing_here(settings: Settings) -> Iterator[str]:
-    """What the settings ask for that this version, or this user, does not have."""
-    if settings.profile == "aws":
-        yield "profile aws is not in this version: use --profile local"
-    elif settings.runner_archive is None:
-        yield "--runner-archive: missing; profile local unpacks this runner tarball"
-    if not _is_writable(settings.state_dir):
-        yield f"--state-dir: {settings.state_dir} cannot be written; name another folder"
+def _unwritable(settings: Settings) -> str:
+    return f"--state-dir: {settings.state_dir} cannot be written; name another folder"
 
 
 def _is_writable(folder: Path) -> bool:
@@ -145,8 +142,10 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _files(settings: Settings, outcome: Outcome) -> Mapping[str, Path]:
-    """Where a person finds what profile `local` wrote."""
+    """Where a person finds what was written."""
     folder = settings.state_dir.absolute()
+    if settings.profile == "aws":
+        return {"journal": folder / "journal.json"}
     logs = {} if outcome.stream is None else {"log": folder / "logs" / f"{outcome.stream}.log"}
     return logs | {
         "messages": folder / "notifications.jsonl",

@@ -1,11 +1,14 @@
 """The one place where the core meets its adapters: what each profile is made of."""
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from platform import machine
 from random import Random
+from typing import Any, Final
 
 from dependency_injector import containers, providers
 
@@ -19,6 +22,8 @@ from agent_adapters.filesystem import (
 from agent_adapters.host import PsutilHostProbe
 from agent_adapters.process import SubprocessRunnerProcess, runner_environment
 from agent_adapters.state import FileJournal, FileLogSpool, StateLock
+from agent_adapters.stderr import StderrOnlyLogSink
+from agent_app.identity import metadata_of
 from agent_app.settings import Settings
 from agent_core.events import Observer
 from agent_core.life import AgentOptions
@@ -36,6 +41,20 @@ def runner_arch() -> str:
     return _ARCHES.get(machine().lower(), machine().lower())
 
 
+_WARMED: Final = ("ssm", "s3", "logs", "sqs", "ec2")
+"""In the order in which they are needed."""
+
+
+def _lazy(path: str) -> Callable[..., Any]:
+    """The class of that path, imported when it is first made: boto3 and httpx take a share of a boot."""
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        module, name = path.rsplit(".", 1)
+        return getattr(import_module(module), name)(*args, **kwargs)
+
+    return make
+
+
 def _now() -> datetime:
     return datetime.now(UTC)  # noqa: TID251 - the composition root is where wall time comes from
 
@@ -46,6 +65,7 @@ def _options(settings: Settings) -> AgentOptions:
         arch=runner_arch(),
         runner_version=settings.runner_version,
         github_url=settings.github_url,
+        poweroff=settings.poweroff,
         limits=settings.limits,
     )
 
@@ -53,6 +73,26 @@ def _options(settings: Settings) -> AgentOptions:
 def _tracking_id(state_dir: Path) -> str:
     """One for all agents that share a journal: an agent, and the successor that it may need."""
     return sha256(os.fsencode(state_dir)).hexdigest()[:16]
+
+
+def _parameter(settings: Settings) -> str:
+    return settings.ssm_parameter_for(settings.instance_id or "")
+
+
+def _store_of(settings: Settings) -> str:
+    if settings.profile == "local":
+        return "archive" if settings.runner_archive else "github"
+    return "cache" if settings.config_bucket else "github"
+
+
+def _sink_of(settings: Settings) -> str:
+    if settings.profile == "local":
+        return "files"
+    return "cloudwatch" if settings.log_group else "stderr"
+
+
+def _warm(clients: Any) -> None:
+    clients.warm(_WARMED)
 
 
 class Container(containers.DeclarativeContainer):
@@ -68,24 +108,70 @@ class Container(containers.DeclarativeContainer):
     now = providers.Object(_now)
     rng = providers.Singleton(Random)
 
+    # What only profile aws has
+
+    clients = providers.Singleton(
+        _lazy("agent_adapters.aws.clients.AwsClients"), settings.provided.aws_region
+    )
+    metadata = providers.Singleton(metadata_of, environ)
+    spot_watch = providers.Singleton(_lazy("agent_adapters.aws.spot.SpotWatch"), metadata)
+    warm_up = providers.Selector(
+        profile,
+        aws=providers.Callable(_warm, clients),
+        local=providers.Object(None),
+    )
+
+    # The ports
+
+    github = providers.Singleton(
+        _lazy("agent_adapters.github.GitHubBinaryStore"),
+        settings.provided.github_api_url,
+        settings.provided.github_url,
+        runner_dir,
+        replace=providers.Callable("aws".__eq__, profile),
+    )
     config_source = providers.Selector(
         profile,
+        aws=providers.Singleton(
+            _lazy("agent_adapters.aws.config_source.SsmConfigSource"),
+            clients,
+            providers.Callable(_parameter, settings),
+        ),
         local=providers.Singleton(FileConfigSource, settings.provided.job),
     )
     binary_store = providers.Selector(
-        profile,
-        local=providers.Singleton(FileBinaryStore, settings.provided.runner_archive, runner_dir),
+        providers.Callable(_store_of, settings),
+        cache=providers.Singleton(
+            _lazy("agent_adapters.aws.binary_store.S3BinaryStore"),
+            clients,
+            settings.provided.config_bucket,
+            github,
+            runner_dir,
+            replace=True,
+        ),
+        github=github,
+        archive=providers.Singleton(FileBinaryStore, settings.provided.runner_archive, runner_dir),
     )
     log_sink = providers.Selector(
-        profile,
-        local=providers.Singleton(FileLogSink, state_dir.provided.joinpath.call("logs")),
+        providers.Callable(_sink_of, settings),
+        cloudwatch=providers.Singleton(
+            _lazy("agent_adapters.aws.log_sink.CloudWatchLogSink"), clients, settings.provided.log_group
+        ),
+        stderr=providers.Singleton(StderrOnlyLogSink),
+        files=providers.Singleton(FileLogSink, state_dir.provided.joinpath.call("logs")),
     )
     notifier = providers.Selector(
         profile,
+        aws=providers.Singleton(
+            _lazy("agent_adapters.aws.notifier.SqsNotifier"),
+            clients,
+            settings.provided.termination_queue_url,
+        ),
         local=providers.Singleton(FileNotifier, state_dir.provided.joinpath.call("notifications.jsonl")),
     )
     terminator = providers.Selector(
         profile,
+        aws=providers.Singleton(_lazy("agent_adapters.aws.terminator.Ec2Terminator"), clients),
         local=providers.Singleton(
             FileTerminator, state_dir.provided.joinpath.call("terminations.jsonl"), now
         ),

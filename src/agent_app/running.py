@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from agent_adapters.stderr import StderrOnlyLogSink
 from agent_app.container import Container
 from agent_core.ending import Outcome
 from agent_core.errors import AgentAliveError, AgentError, AgentFaultError
@@ -39,6 +40,7 @@ def reap(container: Container) -> Outcome | None:
 
 
 async def _live(container: Container, refused: AgentError | None, early: Sequence[signal.Signals]) -> Outcome:
+    container.warm_up()
     agent = container.agent()
     loop = asyncio.get_running_loop()
     for number in _heard():
@@ -46,13 +48,25 @@ async def _live(container: Container, refused: AgentError | None, early: Sequenc
     _take_strays(agent, loop)
     for number in early:
         _stop(agent, number)
+    if isinstance(container.log_sink(), StderrOnlyLogSink):
+        agent.warn("RUNS_FLEET_LOG_GROUP is not set: what the job prints goes to stderr only")
+    watch = _watch_for_notices(container, agent)
     try:
         return await agent.run(refused)
     finally:
+        if watch is not None:
+            watch.cancel()
         for number in _heard():
             # The life is over; closing the loop would give the signals back their power to kill.
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
+
+
+def _watch_for_notices(container: Container, agent: Agent) -> asyncio.Task[None] | None:
+    """Listens for AWS taking the instance back; None: there is nobody to listen to."""
+    if container.profile() != "aws" or container.metadata() is None:
+        return None
+    return asyncio.create_task(container.spot_watch().run(agent.stop, agent.warn), name="spot watch")
 
 
 async def _reap(container: Container) -> Outcome | None:

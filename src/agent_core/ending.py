@@ -8,7 +8,7 @@ from attrs import evolve, frozen
 
 from agent_core.deadline import within
 from agent_core.errors import AgentError, TerminatorError, TerminatorUnavailableError
-from agent_core.events import Killed, LogsDrained, TerminationRequested
+from agent_core.events import Killed, LogsDrained, PoweringOff, TerminationRequested
 from agent_core.life import Life
 from agent_core.messenger import Messenger
 from agent_core.model import JournalRecord, LogStats, ProcessId, StatusMessage
@@ -18,6 +18,7 @@ from agent_core.policy import (
     DRAIN_STALL_SECONDS,
     KILL_CALL_SECONDS,
     KILL_SECONDS,
+    POWER_OFF_SECONDS,
     TERMINATE_CALL_SECONDS,
     Backoff,
     clean_seconds,
@@ -39,6 +40,8 @@ class Outcome:
     """What kept the job from its own end: bad config, a refusal, a fault."""
     terminate_error: TerminatorError | None = None
     """Why the last request to terminate was not accepted."""
+    powered_off: bool = False
+    """Whether the host has begun to power off, since no request to terminate was accepted."""
 
     @property
     def message(self) -> StatusMessage | None:
@@ -88,6 +91,7 @@ class Ending:
     def __init__(self, life: Life, messenger: Messenger) -> None:
         self._life, self._messenger = life, messenger
         self._terminate_error: TerminatorError | None = None
+        self._powered_off = False
 
     async def run(self, observed: Observed, measured: Mapping[str, object]) -> Outcome:
         """Ends the life that came to `observed`; `measured` goes into the message beside it."""
@@ -102,11 +106,14 @@ class Ending:
             await self._step(self._clean())
         await self._step(life.enter(Phase.TERMINATING))
         await self._step(self._terminate())
+        if life.options.poweroff and not life.record.terminated:
+            await self._step(self._power_off())
         return Outcome(
             record=life.record,
             logs=life.delivery.stats,
             error=life.error,
             terminate_error=self._terminate_error,
+            powered_off=self._powered_off,
         )
 
     async def _step(self, step: Coroutine[Any, Any, None]) -> None:
@@ -170,6 +177,16 @@ class Ending:
                 return
             await asyncio.sleep(delay)
             attempt += 1
+
+    async def _power_off(self) -> None:
+        life = self._life
+        life.emit(PoweringOff(f"the request to terminate was not accepted: {self._terminate_error}"))
+        try:
+            await within(POWER_OFF_SECONDS, "powering off", life.ports.terminator.power_off())
+        except AgentError as exc:
+            life.warn(f"the host does not power off: {exc}")
+        else:
+            self._powered_off = True
 
 
 def _unknown(exc: Exception) -> TerminatorError:

@@ -19,7 +19,9 @@ __all__ = [
     "MessageSent",
     "Observer",
     "PhaseEntered",
+    "PoweringOff",
     "Printed",
+    "RunnerInPlace",
     "RunnerRestarting",
     "StopRequested",
     "TerminationRequested",
@@ -57,6 +59,18 @@ class Downloading:
 
     def __str__(self) -> str:
         return f"downloaded {self.done} of {self.total or 'an unknown number of'} bytes"
+
+
+@frozen
+class RunnerInPlace:
+    """The runner's root has the runner."""
+
+    version: str
+    prebaked: bool
+    """It came with the machine's image."""
+
+    def __str__(self) -> str:
+        return f"runner {self.version} is in place{', prebaked' * self.prebaked}"
 
 
 @frozen
@@ -166,10 +180,21 @@ class TerminationRequested:
         return f"requested the termination of {self.instance_id}"
 
 
+@frozen
+class PoweringOff:
+    """The last resort, announced before it is taken: the host is powered off."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"powering off the host: {self.reason}"
+
+
 Event = (
     PhaseEntered
     | JobTaken
     | Downloading
+    | RunnerInPlace
     | Printed
     | RunnerRestarting
     | JobStarted
@@ -181,6 +206,7 @@ Event = (
     | LogsDrained
     | MessageSent
     | TerminationRequested
+    | PoweringOff
 )
 
 Observer = Callable[[Event], None]

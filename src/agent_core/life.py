@@ -39,6 +39,8 @@ class AgentOptions:
     runner_version: str = "latest"
     """`2.x.y` or `latest`; a job's config may want another."""
     github_url: str = "https://github.com"
+    poweroff: bool = False
+    """The host is powered off when termination fails: the launch template says that this terminates."""
     limits: Limits = field(factory=Limits)
 
 

@@ -14,13 +14,14 @@ from agent_core.errors import (
     AgentAliveError,
     AgentError,
     AgentFaultError,
+    BinaryUnavailableError,
     ConfigAbsentError,
     ConfigExpiredError,
     ConfigUnavailableError,
     DeadlineError,
     JobAlreadyRunError,
 )
-from agent_core.events import Downloading, JobTaken, Observer, PhaseEntered
+from agent_core.events import Downloading, JobTaken, Observer, PhaseEntered, RunnerInPlace
 from agent_core.host_watch import HostWatch
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
@@ -79,6 +80,10 @@ class Agent:
     def stop(self, request: StopRequest) -> None:
         """Asks to stop, at any moment, any number of times; the first reason is kept."""
         self._life.stop(request)
+
+    def warn(self, text: str) -> None:
+        """Tells of something that is not as it should be, in the job's log too."""
+        self._life.warn(text)
 
     def fault(self, exc: Exception) -> None:
         """Takes an exception from a callback or a thread that nobody waits for, and stops."""
@@ -238,17 +243,36 @@ class Agent:
     # PROVISIONING
 
     async def _provision(self, config: JobConfig) -> None:
-        """Puts the verified runner into its root."""
-        store, version = self._ports.binary_store, config.runner_version or self._options.runner_version
-        arch, pinned = self._options.arch, config.runner_sha256
+        """Puts the verified runner into its root, unless the machine's image has the wanted one there."""
+        life, store = self._life, self._ports.binary_store
+        prebaked = await store.prebaked()
+        wanted = await self._wanted(config, prebaked)
+        version = wanted if isinstance(wanted, str) else wanted.version
+        life.chronicle.note(runner_version=version)
+        if isinstance(wanted, Release):
+            await store.install(wanted, lambda done, total: life.emit(Downloading(done, total)), life.warn)
+        life.emit(RunnerInPlace(version, prebaked=isinstance(wanted, str)))
+        await life.chronicle.save(installed=True)
+
+    async def _wanted(self, config: JobConfig, prebaked: str | None) -> Release | str:
+        """The release to install, or the version of the prebaked runner, where that is the wanted one."""
+        version, arch = config.runner_version or self._options.runner_version, self._options.arch
+        if version == prebaked:
+            return prebaked
+        pinned = config.runner_sha256
         if pinned is not None and version != _LATEST:
-            release = Release(version=version, arch=arch, sha256=pinned)
-        else:
-            release = await store.resolve(ReleaseRequest(version=version, arch=arch))
-            release = release if pinned is None else evolve(release, sha256=pinned)
-        self._life.chronicle.note(runner_version=release.version)
-        await store.install(release, lambda done, total: self._life.emit(Downloading(done, total)))
-        await self._life.chronicle.save(installed=True)
+            return Release(version=version, arch=arch, sha256=pinned)
+        request = ReleaseRequest(version=version, arch=arch)
+        try:
+            release = await self._ports.binary_store.resolve(request)
+        except BinaryUnavailableError as exc:
+            if prebaked is None or version != _LATEST:
+                raise
+            self._life.warn(f"which runner is the latest is not known; the prebaked one is used: {exc}")
+            return prebaked
+        if release.version == prebaked:
+            return prebaked
+        return release if pinned is None else evolve(release, sha256=pinned)
 
     # REGISTERING
 

@@ -27,6 +27,7 @@ __all__ = [
     "KILL_SECONDS",
     "LAST_LOOK_SECONDS",
     "OUTPUT_END_SECONDS",
+    "POWER_OFF_SECONDS",
     "SEND_CALL_SECONDS",
     "SEND_SECONDS",
     "STARTED_LEAVE_SECONDS",
@@ -76,6 +77,8 @@ KILL_CALL_SECONDS: Final = 5.0
 """One such try."""
 TERMINATE_CALL_SECONDS: Final = 10.0
 """One request to terminate."""
+POWER_OFF_SECONDS: Final = 10.0
+"""The order to power off, not the way down."""
 LAST_LOOK_SECONDS: Final = 3.0
 """The look at the config of an agent that is stopped before it had one: the queue wants its job's ID."""
 HOST_SAMPLE_SECONDS: Final = 30.0

@@ -37,6 +37,7 @@ __all__ = [
     "RunnerProcess",
     "Say",
     "Terminator",
+    "Warn",
 ]
 
 Progress = Callable[[int, int | None], None]
@@ -45,6 +46,10 @@ Progress = Callable[[int, int | None], None]
 
 Say = Callable[[OutputLine], None]
 """Told what a process prints; on the loop's thread."""
+
+
+Warn = Callable[[str], None]
+"""Told what is not as it should be, though the call goes on; on the loop's thread."""
 
 
 @runtime_checkable
@@ -67,6 +72,13 @@ class ConfigSource(Protocol):
 class BinaryStore(Protocol):
     """Where the runner's files come from; it puts them into the runner's root."""
 
+    async def prebaked(self) -> str | None:
+        """The version of the runner that the machine's image has in the root, complete and never used.
+
+        None: there is none, or none that may be relied on.
+        """
+        ...
+
     async def resolve(self, request: ReleaseRequest) -> Release:
         """The number and the trusted digest of the wanted version.
 
@@ -75,8 +87,14 @@ class BinaryStore(Protocol):
         """
         ...
 
-    async def install(self, release: Release, progress: Progress) -> None:
+    async def install(self, release: Release, progress: Progress, warn: Warn) -> None:
         """Leaves the release, whole and verified, in the runner's root, or nothing at all.
+
+        Args:
+            release: what to install.
+            progress: told of the download.
+            warn: told of a place that did not have it, where another one had; also later, of what goes on
+                behind the call's back.
 
         Raises:
             BinaryUnavailableError: the bytes could not be had.
@@ -216,6 +234,15 @@ class Terminator(Protocol):
         Raises:
             TerminatorUnavailableError: not accepted, for now.
             TerminatorDeniedError: not allowed.
+        """
+        ...
+
+    async def power_off(self) -> None:
+        """Returns when the host has begun to power off, which ends an instance that was launched so.
+
+        Raises:
+            TerminatorUnavailableError: it could not be asked to.
+            TerminatorDeniedError: this adapter powers off nothing.
         """
         ...
 

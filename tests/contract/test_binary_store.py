@@ -6,21 +6,32 @@ import asyncio
 import hashlib
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from agent_adapters.archive import unpack
+from agent_adapters.aws.binary_store import S3BinaryStore
+from agent_adapters.aws.clients import AwsClients
 from agent_adapters.filesystem import FileBinaryStore
+from agent_adapters.github import GitHubBinaryStore
 from agent_adapters.memory import InMemoryBinaryStore, Machine
+from agent_adapters.threads import Cancellation
 from agent_core.errors import ArchiveRefusedError, BinaryUnavailableError
-from agent_core.model import ReleaseRequest
+from agent_core.model import Release, ReleaseRequest
 from agent_core.testing import simulation
 from agent_core.testing.contracts import BinaryStoreContract, runner_archive
+from agent_core.testing.contracts.contract import until
+from support.faults import Answer, Hang, Refuse, Slow, Truncate, denied, throttled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
+
+    from support.aws import Aws
+    from support.faults import Fault
+    from support.github import GitHub
 
 LATEST = ReleaseRequest(version="latest", arch="x64")
 
@@ -143,6 +154,88 @@ class HalfFile:
         self._resumed.set()
 
 
+class TestGitHubBinaryStore(BinaryStoreContract):
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path: Path, github: GitHub) -> None:
+        self.github, self.folder = github, tmp_path
+        self.root = tmp_path / "machine" / "runner"
+        self.root.parent.mkdir()
+
+    def make(self) -> GitHubBinaryStore:
+        return github_store(self.github, self.root)
+
+    def publish(self, version: str, arch: str, archive: bytes) -> None:
+        self.github.publish(version, arch, archive)
+
+    def tamper(self, version: str, arch: str, archive: bytes) -> None:
+        self.github.tamper(version, arch, archive)
+
+    def withdraw(self, version: str, arch: str) -> None:
+        self.github.withdraw(version, arch)
+
+    def installed(self) -> Mapping[str, bytes]:
+        return files_in(self.root)
+
+    def strays(self) -> Sequence[str]:
+        return [path.name for path in self.root.parent.iterdir() if path != self.root]
+
+    def halt(self) -> None:
+        self.github.halt()
+
+    def resume(self) -> None:
+        self.github.resume()
+
+
+class TestColdS3BinaryStore(TestGitHubBinaryStore):
+    """The bucket is empty: what is installed comes from GitHub."""
+
+    @pytest.fixture(autouse=True)
+    def _bucket(self, aws: Aws) -> None:
+        self.aws, self.bucket = aws, aws.bucket()
+
+    def make(self) -> S3BinaryStore:  # type: ignore[override]
+        return s3_store(self.bucket, self.github, self.root)
+
+
+class TestWarmS3BinaryStore(TestColdS3BinaryStore):
+    """The bucket has it all."""
+
+    def publish(self, version: str, arch: str, archive: bytes) -> None:
+        super().publish(version, arch, archive)
+        self.keep(version, arch, archive)
+
+    def tamper(self, version: str, arch: str, archive: bytes) -> None:
+        super().tamper(version, arch, archive)
+        self.keep(version, arch, archive)
+
+    def withdraw(self, version: str, arch: str) -> None:
+        super().withdraw(version, arch)
+        self.aws.client("s3").delete_object(Bucket=self.bucket, Key=key_of(version, arch))
+
+    def keep(self, version: str, arch: str, archive: bytes) -> None:
+        self.aws.client("s3").put_object(Bucket=self.bucket, Key=key_of(version, arch), Body=archive)
+
+    def halt(self) -> None:
+        self.aws.faults.plan("s3:GetObject", Slow(600_000))
+
+    def resume(self) -> None:
+        self.aws.faults.heal()
+
+
+def github_store(github: GitHub, root: Path, *, replace: bool = False) -> GitHubBinaryStore:
+    return GitHubBinaryStore(github.api_url, github.url, root, replace=replace)
+
+
+def s3_store(bucket: str, github: GitHub, root: Path, *, replace: bool = False) -> S3BinaryStore:
+    return S3BinaryStore(
+        AwsClients("eu-west-1"), bucket, github_store(github, root, replace=replace), root, replace=replace
+    )
+
+
+def key_of(version: str, arch: str) -> str:
+    return f"runners/{version}/{arch}/actions-runner-{version}.tar.gz"
+
+
 # Files only
 
 
@@ -152,13 +245,15 @@ def test_a_single_file_of_any_name_is_whatever_is_wanted(tmp_path: Path) -> None
     archive = runner_archive({"run.sh": b"echo\n"})
     file.write_bytes(archive)
     store = FileBinaryStore(file, root)
+    warnings: list[str] = []
 
     release = asyncio.run(store.resolve(ReleaseRequest(version="2.336.0", arch="arm64")))
-    asyncio.run(store.install(release, lambda _done, _total: None))
+    asyncio.run(store.install(release, lambda _done, _total: None, warnings.append))
 
     assert (release.version, release.arch) == ("2.336.0", "arm64")
     assert release.sha256 == hashlib.sha256(archive).hexdigest()
     assert files_in(root) == {"run.sh": b"echo\n"}
+    assert not warnings
 
 
 def test_a_folder_that_may_not_be_read_is_unavailable(
@@ -184,3 +279,302 @@ def test_a_digest_that_cannot_be_read_is_unavailable(tmp_path: Path) -> None:
 
     with pytest.raises(BinaryUnavailableError):
         asyncio.run(FileBinaryStore(tmp_path, tmp_path / "runner").resolve(LATEST))
+
+
+# GitHub only
+
+ARCHIVE = runner_archive({"run.sh": b"echo\n", "noise": bytes(range(256)) * 4000})
+SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
+PINNED = Release(version="2.336.0", arch="x64", sha256=SHA256)
+FILES = {"run.sh": b"echo\n", "noise": bytes(range(256)) * 4000}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "machine" / "runner"
+
+
+def install(store: GitHubBinaryStore | S3BinaryStore, release: Release = PINNED) -> list[str]:
+    """The warnings."""
+    warnings: list[str] = []
+
+    async def run() -> None:
+        await store.install(release, lambda _done, _total: None, warnings.append)
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    return warnings
+
+
+def test_a_pinned_release_costs_no_call_of_the_api(github: GitHub, root: Path) -> None:
+    """A fleet behind one address has 60 of them an hour."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+
+    install(github_store(github, root))
+
+    assert files_in(root) == FILES
+    assert {call.operation for call in github.calls} & {"github:latest", "github:tag"} == set()
+
+
+@pytest.mark.parametrize("where", ["asset", "body"])
+def test_the_digest_may_stand_in_the_release_notes(
+    github: GitHub, root: Path, where: Literal["asset", "body"]
+) -> None:
+    """As old releases have it."""
+    github.publish("2.336.0", "x64", ARCHIVE, digest=where)
+
+    assert asyncio.run(github_store(github, root).resolve(LATEST)) == PINNED
+
+
+def test_without_a_digest_nothing_is_trusted(github: GitHub, root: Path) -> None:
+    """The error says what to do."""
+    github.publish("2.336.0", "x64", ARCHIVE, digest="none")
+
+    with pytest.raises(BinaryUnavailableError, match="set runner_sha256"):
+        asyncio.run(github_store(github, root).resolve(LATEST))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Answer(500),
+        Answer(429, headers={"Retry-After": "0"}),
+        Refuse(),
+        Truncate(100),
+        Truncate(0),
+        Truncate(300_000),
+    ],
+)
+@pytest.mark.usefixtures("no_pauses")
+def test_what_passes_is_tried_again(github: GitHub, root: Path, fault: Fault) -> None:
+    """Three times in a row; the answer and the bytes alike."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    for operation in ("github:latest", "github:download"):
+        github.faults.plan(operation, fault, times=2)
+    store = github_store(github, root)
+
+    install(store, asyncio.run(store.resolve(LATEST)))
+
+    assert files_in(root) == FILES
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_three_attempts_are_the_end(github: GitHub, root: Path) -> None:
+    """A boot does not wait for ever for a GitHub that is down."""
+    github.faults.plan("github:latest", Answer(502))
+
+    with pytest.raises(BinaryUnavailableError, match="HTTP status 502, 3 times in a row"):
+        asyncio.run(github_store(github, root).resolve(LATEST))
+
+    assert [call.operation for call in github.calls] == ["github:latest"] * 3
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_broken_download_goes_on_where_it_was(github: GitHub, root: Path) -> None:
+    """By a range request: what has come is not asked for again."""
+    github.publish("2.336.0", "x64", noise := runner_archive({"noise": Random(0).randbytes(3_000_000)}))
+    github.faults.plan("github:download", Truncate(1_000_000), times=2)
+    release = Release(version="2.336.0", arch="x64", sha256=hashlib.sha256(noise).hexdigest())
+
+    install(github_store(github, root), release)
+
+    assert (root / "noise").stat().st_size == 3_000_000
+    ranges = [call.headers.get("range") for call in github.calls if call.operation == "github:download"]
+    assert len(ranges) == 3
+    assert ranges[0] is None
+    starts = [int(str(text).removeprefix("bytes=").removesuffix("-")) for text in ranges[1:]]
+    assert 0 < starts[0] <= 1_000_000 < starts[1] <= 2_000_000
+
+
+def test_pauses_are_those_that_github_asks_for(github: GitHub, root: Path, pauses: list[float]) -> None:
+    """`Retry-After` in seconds, and the time at which a used up rate limit is renewed."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    github.faults.plan("github:latest", Answer(503, headers={"Retry-After": "7"}), times=1)
+    asyncio.run(github_store(github, root).resolve(LATEST))
+    github.rate_limit(0, 30.0, status=403)
+    with pytest.raises(BinaryUnavailableError):
+        asyncio.run(github_store(github, root).resolve(LATEST))
+
+    assert pauses[0] == 7.0
+    assert all(25.0 <= pause <= 32.0 for pause in pauses[1:])
+    assert len(pauses) == 3
+
+
+def test_pauses_grow_and_vary(github: GitHub, root: Path, pauses: list[float]) -> None:
+    """A thousand instances that find GitHub down do not come back all at once."""
+    github.faults.plan("github:latest", Answer(500))
+    for _ in range(5):
+        with pytest.raises(BinaryUnavailableError):
+            asyncio.run(github_store(github, root).resolve(LATEST))
+
+    assert len(set(pauses)) > 5
+    assert max(pauses[0::2]) <= 1.0
+    assert max(pauses) <= 2.0
+
+
+def test_a_rate_limit_that_lasts_is_no_wait(github: GitHub, root: Path, pauses: list[float]) -> None:
+    """It would take longer than the phase."""
+    github.rate_limit(0, 2400.0, status=403)
+
+    with pytest.raises(BinaryUnavailableError, match="not to be asked again"):
+        asyncio.run(github_store(github, root).resolve(LATEST))
+
+    assert not pauses
+
+
+def test_a_proxy_of_the_environment_is_used(
+    github: GitHub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As httpx knows it: here one that is not there."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr("agent_adapters.web._PAUSE", lambda _: 0.0)
+
+    with pytest.raises(BinaryUnavailableError, match="ConnectError"):
+        asyncio.run(github_store(github, root).resolve(LATEST))
+
+    assert not github.calls
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_adapters.web._PAUSE", lambda _: 0.0)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that would have been made."""
+    made: list[float] = []
+    monkeypatch.setattr(Cancellation, "wait", lambda _, seconds: made.append(seconds))
+    return made
+
+
+# S3 only
+
+
+@pytest.fixture
+def bucket(aws: Aws) -> str:
+    return aws.bucket()
+
+
+def object_in(aws: Aws, bucket: str) -> bytes | None:
+    s3 = aws.client("s3")
+    keys = [each["Key"] for each in s3.list_objects_v2(Bucket=bucket).get("Contents", [])]
+    assert keys in ([], [key_of("2.336.0", "x64")])
+    return s3.get_object(Bucket=bucket, Key=keys[0])["Body"].read() if keys else None
+
+
+def test_a_miss_fills_the_cache(aws: Aws, github: GitHub, bucket: str, root: Path) -> None:
+    """The second boot asks GitHub nothing."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+
+    assert install(s3_store(bucket, github, root)) == []
+
+    assert files_in(root) == FILES
+    aws.wait_for("s3:PutObject", status=200)
+    assert object_in(aws, bucket) == ARCHIVE
+    github.reset()
+    second = root.with_name("second")
+    assert install(s3_store(bucket, github, second)) == []
+    assert files_in(second) == FILES
+    assert not github.calls
+
+
+@pytest.mark.parametrize("fault", [Truncate(1_000_000), Answer(503, "SlowDown"), Refuse()])
+def test_a_large_archive_comes_in_parts(
+    aws: Aws, github: GitHub, bucket: str, root: Path, fault: Fault
+) -> None:
+    """Several at a time; one that fails is asked for again."""
+    content = Random(0).randbytes(30_000_000)
+    archive = runner_archive({"noise": content})
+    aws.client("s3").put_object(Bucket=bucket, Key=key_of("2.336.0", "x64"), Body=archive)
+    aws.faults.plan("s3:GetObject", fault, times=1)
+    release = Release(version="2.336.0", arch="x64", sha256=hashlib.sha256(archive).hexdigest())
+
+    assert install(s3_store(bucket, github, root), release) == []
+
+    assert (root / "noise").read_bytes() == content
+    ranges = {call.headers["range"] for call in aws.calls if call.operation == "s3:GetObject"}
+    assert len(ranges) == 4
+
+
+def test_a_poisoned_cache_is_healed(aws: Aws, github: GitHub, bucket: str, root: Path) -> None:
+    """Its archive is not used, GitHub's is, and takes its place."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    poison = runner_archive({"run.sh": b"echo poison\n"})
+    aws.client("s3").put_object(Bucket=bucket, Key=key_of("2.336.0", "x64"), Body=poison)
+
+    (warning,) = install(s3_store(bucket, github, root))
+
+    assert "is not used, GitHub is asked: the archive's SHA-256" in warning
+    assert files_in(root) == FILES
+    aws.wait_for("s3:PutObject", status=200)
+    assert object_in(aws, bucket) == ARCHIVE
+
+
+def test_what_another_instance_has_put_is_left(aws: Aws, github: GitHub, bucket: str, root: Path) -> None:
+    """A thousand instances that miss at once do no harm: the first one's stays."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    aws.faults.plan("s3:HeadObject", Answer(404, "404"))
+    aws.faults.plan("s3:GetObject", Answer(404, "NoSuchKey"))
+    aws.client("s3").put_object(Bucket=bucket, Key=key_of("2.336.0", "x64"), Body=b"another's")
+
+    assert install(s3_store(bucket, github, root)) == []
+
+    aws.wait_for("s3:PutObject", status=412)
+    assert object_in(aws, bucket) == b"another's"
+
+
+@pytest.mark.parametrize(
+    "fault", [denied("s3"), throttled("s3"), Answer(404, "NoSuchBucket"), Refuse(), Answer(500), Truncate(50)]
+)
+def test_a_bucket_of_no_use_is_passed_over(
+    aws: Aws, github: GitHub, bucket: str, root: Path, fault: Fault
+) -> None:
+    """GitHub is asked, and the warning says why."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    aws.client("s3").put_object(Bucket=bucket, Key=key_of("2.336.0", "x64"), Body=ARCHIVE)
+    aws.faults.plan("s3:*", fault)
+
+    (warning,) = install(s3_store(bucket, github, root))
+
+    assert f"bucket {bucket} is not used, GitHub is asked" in warning
+    assert files_in(root) == FILES
+
+
+@pytest.mark.parametrize("fault", [Hang(), Slow(1000)])
+@pytest.mark.usefixtures("little_patience")
+def test_a_slow_bucket_costs_a_bounded_time(
+    aws: Aws, github: GitHub, bucket: str, root: Path, fault: Fault
+) -> None:
+    """Then GitHub is asked."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    aws.client("s3").put_object(Bucket=bucket, Key=key_of("2.336.0", "x64"), Body=ARCHIVE)
+    aws.faults.plan("s3:GetObject", fault)
+
+    (warning,) = install(s3_store(bucket, github, root))
+
+    assert "no end after 0.5 s" in warning
+    assert files_in(root) == FILES
+
+
+@pytest.fixture
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_adapters.aws.binary_store._CACHE_SECONDS", 0.5)
+
+
+def test_an_upload_that_fails_is_told(aws: Aws, github: GitHub, bucket: str, root: Path) -> None:
+    """It delays nothing, and the job has its runner."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    aws.faults.plan("s3:PutObject", denied("s3"))
+    warnings: list[str] = []
+
+    async def run() -> None:
+        await s3_store(bucket, github, root).install(PINNED, lambda _done, _total: None, warnings.append)
+        assert files_in(root) == FILES
+        await until("the warning", lambda: bool(warnings))
+
+    asyncio.run(run())
+
+    assert "was not put into the cache" in warnings[0]

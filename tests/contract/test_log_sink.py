@@ -10,14 +10,23 @@ import pytest
 
 from agent_adapters.filesystem import FileLogSink
 from agent_adapters.memory import InMemoryLogSink
-from agent_core.errors import LogSinkDeniedError
+from agent_core.errors import LogSinkDeniedError, LogSinkUnavailableError
 from agent_core.model import LogEvent
 from agent_core.testing import simulation
 from agent_core.testing.contracts import LogSinkContract
+from support.cloud import cloud_container
+from support.faults import Answer, Refuse, Truncate, denied, throttled, wall_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
+
+    from agent_adapters.aws.log_sink import CloudWatchLogSink
+    from support.aws import Aws
+    from support.faults import Fault
+
+GROUP = "/runs-fleet/runners"
+STREAM = "i-0123456789abcdef0/67890"
 
 
 class TestInMemoryLogSink(LogSinkContract):
@@ -58,7 +67,119 @@ class TestFileLogSink(LogSinkContract):
         path.symlink_to("/dev/full")
 
 
+class TestCloudWatchLogSink(LogSinkContract):
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path: Path, aws: Aws) -> None:
+        self.aws, self.folder = aws, tmp_path
+        aws.log_group(GROUP)
+
+    def make(self) -> CloudWatchLogSink:
+        return cloud_container(self.folder, log_group=GROUP).log_sink()  # type: ignore[no-any-return]
+
+    def now(self) -> datetime:
+        return wall_clock()
+
+    def delivered(self, stream: str) -> Sequence[str]:
+        return self.aws.log_lines(GROUP, stream)
+
+    def deny(self) -> None:
+        self.aws.faults.plan("logs:*", denied("logs"))
+
+    def break_(self) -> None:
+        self.aws.faults.plan("logs:*", Answer(500, "InternalFailure"))
+
+
 # One of them only
+
+
+@pytest.fixture
+def sink(aws: Aws, tmp_path: Path) -> CloudWatchLogSink:
+    assert aws.url
+    return cloud_container(tmp_path, log_group=GROUP).log_sink()  # type: ignore[no-any-return]
+
+
+def put(sink: CloudWatchLogSink, *texts: str) -> int:
+    now_ms = int(wall_clock().timestamp() * 1000)
+    return asyncio.run(sink.put(STREAM, [LogEvent(now_ms, text) for text in texts]))
+
+
+def test_group_and_stream_are_made_once(aws: Aws, sink: CloudWatchLogSink) -> None:
+    """What is missing is made, and then not asked for again."""
+    put(sink, "one")
+    put(sink, "two")
+
+    assert aws.log_lines(GROUP, STREAM) == ["one", "two"]
+    operations = [call.operation for call in aws.calls]
+    assert operations.count("logs:CreateLogGroup") == 1
+    assert operations.count("logs:PutLogEvents") == 2
+
+
+def test_a_stream_that_is_removed_is_made_again(aws: Aws, sink: CloudWatchLogSink) -> None:
+    """At the next try; the lines wait as long."""
+    put(sink, "one")
+    aws.client("logs").delete_log_stream(logGroupName=GROUP, logStreamName=STREAM)
+    with pytest.raises(LogSinkUnavailableError):
+        put(sink, "two")
+
+    put(sink, "two")
+
+    assert aws.log_lines(GROUP, STREAM)[-1] == "two"
+
+
+def test_a_group_that_may_not_be_made_is_denied(aws: Aws, sink: CloudWatchLogSink) -> None:
+    """The error names the group and the fix."""
+    aws.faults.plan("logs:CreateLogGroup", denied("logs"))
+
+    with pytest.raises(
+        LogSinkDeniedError, match=f"create the log group {GROUP}, or allow logs:CreateLogGroup"
+    ):
+        put(sink, "one")
+
+
+def test_a_stream_that_is_there_need_not_be_made(aws: Aws, sink: CloudWatchLogSink) -> None:
+    """A role that may only put events is enough for it."""
+    aws.log_group(GROUP)
+    aws.faults.plan("logs:CreateLogStream", denied("logs"))
+    with pytest.raises(LogSinkDeniedError, match="allow logs:CreateLogStream"):
+        put(sink, "one")
+
+    aws.client("logs").create_log_stream(logGroupName=GROUP, logStreamName=STREAM)
+    put(sink, "two")
+
+    assert aws.log_lines(GROUP, STREAM) == ["two"]
+
+
+def test_cloudwatch_rejects_what_is_too_old_or_too_new(aws: Aws, sink: CloudWatchLogSink) -> None:
+    """Event by event; the sink says how many."""
+    now = wall_clock()
+
+    def event(age: timedelta) -> LogEvent:
+        return LogEvent(int((now - age).timestamp() * 1000), str(age))
+
+    old = [timedelta(days=14, hours=1), timedelta(days=14, minutes=30), timedelta(days=13, hours=12)]
+    new = [timedelta(), -timedelta(hours=3), -timedelta(hours=4)]
+
+    assert asyncio.run(sink.put(STREAM, [event(age) for age in old])) == 2
+    assert asyncio.run(sink.put(STREAM, [event(age) for age in new])) == 2
+    assert aws.log_lines(GROUP, STREAM) == [str(old[2]), str(new[0])]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [throttled("logs"), Refuse(), Truncate(10), Answer(503), Answer(400, "ExpiredTokenException")],
+)
+def test_what_passes_is_unavailable(aws: Aws, sink: CloudWatchLogSink, fault: Fault) -> None:
+    """The lines are sent again; an answer that is cut off had its effect, so it may be taken for good."""
+    put(sink, "before")
+    aws.faults.plan("logs:PutLogEvents", fault, times=1)
+    if isinstance(fault, Truncate):
+        put(sink, "one")
+    else:
+        with pytest.raises(LogSinkUnavailableError):
+            put(sink, "one")
+        put(sink, "one")
+
+    assert aws.log_lines(GROUP, STREAM) == ["before", "one"]
 
 
 def test_memory_rejects_what_is_too_old_or_too_new() -> None:

@@ -12,13 +12,19 @@ import pytest
 
 from agent_adapters.filesystem import FileTerminator
 from agent_adapters.memory import InMemoryTerminator, Machine
-from agent_core.errors import TerminatorDeniedError
+from agent_core.errors import TerminatorDeniedError, TerminatorUnavailableError
 from agent_core.testing import simulation
 from agent_core.testing.contracts import TerminatorContract
+from support.cloud import cloud_container
+from support.faults import Answer, Refuse, denied, throttled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
+
+    from agent_adapters.aws.terminator import Ec2Terminator
+    from support.aws import Aws
+    from support.faults import Fault
 
 NOW = datetime(2025, 11, 25, 10, tzinfo=UTC)
 
@@ -61,6 +67,61 @@ class TestFileTerminator(TerminatorContract):
     def break_(self) -> None:
         self.path.parent.mkdir()
         self.path.symlink_to("/dev/full")
+
+
+class TestEc2Terminator(TerminatorContract):
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path: Path, aws: Aws) -> None:
+        self.aws, self.folder = aws, tmp_path
+        self.instance_id = aws.instance()  # type: ignore[misc]
+        aws.own_instance = self.instance_id
+
+    def make(self) -> Ec2Terminator:
+        return cloud_container(self.folder).terminator()  # type: ignore[no-any-return]
+
+    def requests(self) -> Sequence[str]:
+        return self.aws.terminations
+
+    def deny(self) -> None:
+        self.aws.own_instance = "i-another"
+
+    def break_(self) -> None:
+        self.aws.faults.plan("ec2:TerminateInstances", Answer(500, "InternalError"))
+
+    def test_the_instance_goes(self) -> None:
+        """EC2 has it no longer running."""
+        asyncio.run(self.make().terminate(self.instance_id))
+
+        assert self.aws.state_of(self.instance_id) in {"shutting-down", "terminated"}
+
+    @pytest.mark.parametrize(
+        "fault", [throttled("ec2"), Refuse(), Answer(503, "Unavailable"), Answer(400, "RequestExpired")]
+    )
+    def test_what_passes_is_unavailable(self, fault: Fault) -> None:
+        """It is asked for again."""
+        terminator = self.make()
+        self.aws.faults.plan("ec2:TerminateInstances", fault, times=1)
+        with pytest.raises(TerminatorUnavailableError):
+            asyncio.run(terminator.terminate(self.instance_id))
+
+        asyncio.run(terminator.terminate(self.instance_id))
+
+        assert self.aws.terminations == [self.instance_id]
+
+    @pytest.mark.parametrize("fault", [denied("ec2"), Answer(400, "OperationNotPermitted")])
+    def test_what_does_not_pass_is_denied(self, fault: Fault) -> None:
+        """No permission, or termination protection."""
+        self.aws.faults.plan("ec2:TerminateInstances", fault)
+
+        with pytest.raises(TerminatorDeniedError):
+            asyncio.run(self.make().terminate(self.instance_id))
+
+    def test_an_instance_without_an_id_is_denied(self) -> None:
+        """Nobody is asked."""
+        with pytest.raises(TerminatorDeniedError, match="not known"):
+            asyncio.run(self.make().terminate(""))
+
+        assert not self.aws.calls
 
 
 # One of them only

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from support.aws import Aws
+from support.github import GitHub
+from support.imds import InstanceMetadata
+from support.instance import Instance, instance_of
 from support.local import Local, local_machine
 
 
@@ -12,3 +16,9 @@ from support.local import Local, local_machine
 def local(tmp_path: Path) -> Iterator[Local]:
     with local_machine(tmp_path) as machine:
         yield machine
+
+
+@pytest.fixture
+def instance(tmp_path: Path, aws: Aws, github: GitHub, imds: InstanceMetadata) -> Iterator[Instance]:
+    with instance_of(tmp_path, aws, github, imds) as instance:
+        yield instance

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from sample_runner.build import jit_config
 
-from support.local import COMMAND, JOB_ID, TOKEN, Ended, Local, processes_of
+from support.local import JOB_ID, TOKEN, Ended, Local
+from support.wheel import COMMAND, processes_of
 
 LONG_JOB = "echo begun\nexec sleep 1000\n"
 

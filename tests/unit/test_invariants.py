@@ -20,7 +20,6 @@ from agent_core.lifecycle import Agent
 from agent_core.messenger import Messenger
 from agent_core.model import JobResult, Limits, OutputLine, Registration, Release, StopReason
 from agent_core.policy import Milestones, Watch, next_watch
-from agent_core.ports import Progress
 from agent_core.testing.simulation import SimulationError
 from support.lives import Plan, Stop, Trouble, check, play
 
@@ -135,7 +134,7 @@ async def _unbounded(_seconds: float, _what: str, work: Coroutine[Any, Any, Any]
     return await work
 
 
-async def _unverified(store: InMemoryBinaryStore, release: Release, _progress: Progress) -> None:
+async def _unverified(store: InMemoryBinaryStore, release: Release, *_: object) -> None:
     store.machine.installed = release
 
 

@@ -40,6 +40,8 @@ class Machine:
     """The journal's text, as it stands on the disk."""
     installed: Release | None = None
     """What is in the runner's root."""
+    prebaked: bool = False
+    """It came with the machine's image, and nobody has used it."""
     registered: bool = False
     runner_alive: set[ProcessId] = Factory(set)
     agents_alive: set[ProcessId] = Factory(set)
@@ -104,9 +106,15 @@ class InMemoryTerminator(Terminator):
     denied: bool = False
     requests: list[str] = Factory(list)
     """The instance IDs of the requests that were accepted."""
+    powered_off: int = 0
+    """How often the machine was told to power off."""
 
     async def terminate(self, instance_id: str) -> None:
         await asyncio.sleep(0)
         if self.denied or instance_id != self.machine.instance_id:
             raise TerminatorDeniedError(f"this machine may not terminate {instance_id}")
         self.requests.append(instance_id)
+
+    async def power_off(self) -> None:
+        await asyncio.sleep(0)
+        self.powered_off += 1

@@ -30,6 +30,7 @@ from agent_core.ports import (
     Progress,
     RunnerProcess,
     Say,
+    Warn,
 )
 
 __all__ = ["InMemoryBinaryStore", "InMemoryRunnerProcess", "RunnerScript"]
@@ -53,6 +54,11 @@ class InMemoryBinaryStore(BinaryStore):
     seconds: float = 1.0
     """How long a download takes."""
 
+    async def prebaked(self) -> str | None:
+        await asyncio.sleep(0)
+        installed = self.machine.installed
+        return installed.version if installed is not None and self.machine.prebaked else None
+
     async def resolve(self, request: ReleaseRequest) -> Release:
         await asyncio.sleep(0)
         versions = list(self.archives)
@@ -62,8 +68,8 @@ class InMemoryBinaryStore(BinaryStore):
         sha256 = hashlib.sha256(self.archives[version]).hexdigest()
         return Release(version=version, arch=request.arch, sha256=sha256)
 
-    async def install(self, release: Release, progress: Progress) -> None:
-        if self.machine.installed is not None:
+    async def install(self, release: Release, progress: Progress, warn: Warn) -> None:  # noqa: ARG002
+        if self.machine.installed is not None and not self.machine.prebaked:
             raise BinaryError("the runner's root is not empty: remove it, or choose another")
         if release.version not in self.archives or release.arch not in self.arches:
             raise BinaryUnavailableError(f"there is no runner {release.version} for {release.arch}")
@@ -76,7 +82,7 @@ class InMemoryBinaryStore(BinaryStore):
             raise DigestMismatchError(f"the digest is {sha256}, not {release.sha256}")
         if release.version in self.damaged:
             raise ArchiveRefusedError(f"the archive of {release.version} is damaged")
-        self.machine.installed = release
+        self.machine.installed, self.machine.prebaked = release, False
 
 
 @frozen(kw_only=True)
@@ -140,6 +146,7 @@ class InMemoryRunnerProcess(RunnerProcess):
 
     async def register(self, registration: Registration, say: Say) -> None:
         self._require_files()
+        self.machine.prebaked = False
         await asyncio.sleep(self.script.register_seconds)
         say(OutputLine("√ Runner successfully added"))
         if self.script.refuse_registration is not None:
@@ -155,6 +162,7 @@ class InMemoryRunnerProcess(RunnerProcess):
         if self._main in self.machine.runner_alive:
             raise RunnerUnavailableError("the runner runs already")
         self.starts += 1
+        self.machine.prebaked = False
         self._interrupted.clear()
         self._lines = asyncio.Queue()
         self._main = self.machine.new_process()

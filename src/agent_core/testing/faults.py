@@ -49,6 +49,7 @@ FAILURES: Final[Mapping[str, type[AgentError]]] = MappingProxyType(
         "pop": SpoolError,
         "send": NotifierUnavailableError,
         "terminate": TerminatorUnavailableError,
+        "power_off": TerminatorUnavailableError,
         "sample": HostUnavailableError,
         "load": JournalUnavailableError,
         "save": JournalUnavailableError,

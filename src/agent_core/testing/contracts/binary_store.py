@@ -72,8 +72,8 @@ class _Told:
         self.begun.set()
 
 
-def _ignore(_done: int, _total: int | None) -> None:
-    """Takes no interest in progress."""
+def _ignore(*_told: object) -> None:
+    """Takes no interest in progress, nor in warnings."""
 
 
 class BinaryStoreContract(Contract, ABC):
@@ -171,7 +171,7 @@ class BinaryStoreContract(Contract, ABC):
         release = await store.resolve(ReleaseRequest(version=_VERSION, arch="x64"))
 
         assert release.sha256 == hashlib.sha256(archive).hexdigest()
-        await error_of(DigestMismatchError, store.install(release, _ignore))
+        await error_of(DigestMismatchError, store.install(release, _ignore, _ignore))
         self._assert_installed({})
 
     # Installing
@@ -182,7 +182,7 @@ class BinaryStoreContract(Contract, ABC):
         store = self.make()
         release = await self._resolved(store, _FILES)
 
-        await store.install(release, _ignore)
+        await store.install(release, _ignore, _ignore)
 
         self._assert_installed(_FILES)
 
@@ -194,7 +194,7 @@ class BinaryStoreContract(Contract, ABC):
         self.publish(_VERSION, "arm64", archive)
         sha256 = hashlib.sha256(archive).hexdigest()
 
-        await store.install(Release(version=_VERSION, arch="arm64", sha256=sha256), _ignore)
+        await store.install(Release(version=_VERSION, arch="arm64", sha256=sha256), _ignore, _ignore)
 
         self._assert_installed(_FILES)
 
@@ -204,7 +204,9 @@ class BinaryStoreContract(Contract, ABC):
         store = self.make()
         release = await self._resolved(store, _FILES)
 
-        await error_of(DigestMismatchError, store.install(evolve(release, sha256=_OTHER_SHA256), _ignore))
+        await error_of(
+            DigestMismatchError, store.install(evolve(release, sha256=_OTHER_SHA256), _ignore, _ignore)
+        )
 
         self._assert_installed({})
 
@@ -217,7 +219,7 @@ class BinaryStoreContract(Contract, ABC):
 
         for other in (runner_archive(_files("another")), archive[:-20], archive + b"\0", _HOSTILE_ARCHIVE):
             self.tamper(_VERSION, "x64", other)
-            await error_of(DigestMismatchError, store.install(release, _ignore))
+            await error_of(DigestMismatchError, store.install(release, _ignore, _ignore))
             self._assert_installed({})
 
     @on_loop
@@ -239,7 +241,7 @@ class BinaryStoreContract(Contract, ABC):
         release = await self._resolved(store, _FILES)
         self.withdraw(_VERSION, "x64")
 
-        await error_of(BinaryUnavailableError, store.install(release, _ignore))
+        await error_of(BinaryUnavailableError, store.install(release, _ignore, _ignore))
 
         self._assert_installed({})
 
@@ -248,9 +250,11 @@ class BinaryStoreContract(Contract, ABC):
         """A failure spoils no later install."""
         store = self.make()
         release = await self._resolved(store, _FILES)
-        await error_of(DigestMismatchError, store.install(evolve(release, sha256=_OTHER_SHA256), _ignore))
+        await error_of(
+            DigestMismatchError, store.install(evolve(release, sha256=_OTHER_SHA256), _ignore, _ignore)
+        )
 
-        await store.install(release, _ignore)
+        await store.install(release, _ignore, _ignore)
 
         self._assert_installed(_FILES)
 
@@ -258,11 +262,11 @@ class BinaryStoreContract(Contract, ABC):
     async def test_a_root_in_use_is_left_alone(self) -> None:
         """What is in the root already is neither replaced nor mixed."""
         store = self.make()
-        await store.install(await self._resolved(store, _FILES), _ignore)
+        await store.install(await self._resolved(store, _FILES), _ignore, _ignore)
         self.publish("2.337.0", "x64", runner_archive(_files("newer")))
         newer = await store.resolve(ReleaseRequest(version="2.337.0", arch="x64"))
 
-        error = await error_of(BinaryError, store.install(newer, _ignore))
+        error = await error_of(BinaryError, store.install(newer, _ignore, _ignore))
 
         assert not isinstance(error, BinaryUnavailableError), "trying again would not help"
         self._assert_installed(_FILES)
@@ -275,7 +279,7 @@ class BinaryStoreContract(Contract, ABC):
         store, told = self.make(), _Told()
         release = await self._resolved(store, _LARGE_FILES)
 
-        await store.install(release, told)
+        await store.install(release, told, _ignore)
 
         done = [done for done, _ in told.calls]
         totals = {total for _, total in told.calls}
@@ -290,7 +294,10 @@ class BinaryStoreContract(Contract, ABC):
         store, told = self.make(), _Told()
         release = await self._resolved(store, _FILES)
         wrong = evolve(release, sha256=_OTHER_SHA256)
-        for call in (error_of(DigestMismatchError, store.install(wrong, told)), store.install(release, told)):
+        for call in (
+            error_of(DigestMismatchError, store.install(wrong, told, _ignore)),
+            store.install(release, told, _ignore),
+        ):
             await call
             calls = len(told.calls)
             await _let_pass()
@@ -304,7 +311,7 @@ class BinaryStoreContract(Contract, ABC):
         store, told = self.make(), _Told()
         release = await self._resolved(store, _LARGE_FILES)
         self.halt()
-        installing = asyncio.create_task(store.install(release, told))
+        installing = asyncio.create_task(store.install(release, told, _ignore))
         await told.begun.wait()
 
         half_way = dict(self.installed())
@@ -320,7 +327,7 @@ class BinaryStoreContract(Contract, ABC):
         store, told = self.make(), _Told()
         release = await self._resolved(store, _LARGE_FILES)
         self.halt()
-        installing = asyncio.create_task(store.install(release, told))
+        installing = asyncio.create_task(store.install(release, told, _ignore))
         await told.begun.wait()
 
         installing.cancel()
@@ -331,7 +338,7 @@ class BinaryStoreContract(Contract, ABC):
         assert installing.cancelled()
         self._assert_installed({})
         calls = len(told.calls)
-        await eventually(BinaryUnavailableError, lambda: store.install(release, _ignore))
+        await eventually(BinaryUnavailableError, lambda: store.install(release, _ignore, _ignore))
         self._assert_installed(_LARGE_FILES)
         assert len(told.calls) == calls
 
@@ -344,10 +351,10 @@ class BinaryStoreContract(Contract, ABC):
 
         await cancel_at_any_step(lambda: store.resolve(request))
         assert await eventually(BinaryUnavailableError, lambda: store.resolve(request)) == release
-        await cancel_at_any_step(lambda: store.install(release, _ignore))
+        await cancel_at_any_step(lambda: store.install(release, _ignore, _ignore))
 
         if not self.installed():
-            await eventually(BinaryUnavailableError, lambda: store.install(release, _ignore))
+            await eventually(BinaryUnavailableError, lambda: store.install(release, _ignore, _ignore))
         self._assert_installed(_FILES)
 
     # Helpers
@@ -365,7 +372,7 @@ class BinaryStoreContract(Contract, ABC):
         self.publish(_VERSION, "x64", archive)
         release = await store.resolve(ReleaseRequest(version=_VERSION, arch="x64"))
 
-        await error_of(ArchiveRefusedError, store.install(release, _ignore))
+        await error_of(ArchiveRefusedError, store.install(release, _ignore, _ignore))
 
         self._assert_installed({})
 

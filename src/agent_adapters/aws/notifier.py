@@ -1,0 +1,59 @@
+"""Messages to an SQS queue, standard or FIFO."""
+
+from functools import partial
+from typing import Final
+
+from agent_adapters.aws.clients import AwsClients, Meanings
+from agent_adapters.threads import Lane
+from agent_adapters.wire import checked_message
+from agent_core.errors import MessageRefusedError, NotifierDeniedError, NotifierUnavailableError
+from agent_core.model import StatusMessage
+from agent_core.ports import Notifier
+
+__all__ = ["SqsNotifier"]
+
+_FIFO: Final = ".fifo"
+_MEANINGS: Final = Meanings(
+    unavailable=NotifierUnavailableError,
+    denied=NotifierDeniedError,
+    others={
+        "AWS.SimpleQueueService.NonExistentQueue": NotifierDeniedError,
+        "QueueDoesNotExist": NotifierDeniedError,
+        "InvalidAddress": NotifierDeniedError,
+        "InvalidMessageContents": MessageRefusedError,
+        "InvalidParameterValue": MessageRefusedError,
+    },
+)
+
+
+class SqsNotifier(Notifier):
+    """A FIFO queue gets the instance as message group, and drops repeats by their message ID.
+
+    Args:
+        clients: made for the instance's region.
+        queue_url: where messages go whose job names no queue.
+    """
+
+    def __init__(self, clients: AwsClients, queue_url: str | None) -> None:
+        self._clients, self._queue_url = clients, queue_url
+        self._lane = Lane("messages", NotifierUnavailableError)
+
+    async def send(self, message: StatusMessage, queue_url: str | None) -> None:
+        queue_url = queue_url or self._queue_url
+        if queue_url is None:
+            raise NotifierDeniedError(
+                "there is no queue to send to: the config has no termination_queue_url, and "
+                "RUNS_FLEET_TERMINATION_QUEUE_URL is not set"
+            )
+        text = checked_message(message)
+        await self._lane.run(partial(self._send, queue_url, message, text))
+
+    def _send(self, queue_url: str, message: StatusMessage, text: str) -> None:
+        ids = {}
+        if queue_url.endswith(_FIFO):
+            ids = {
+                "MessageGroupId": message.instance_id,
+                "MessageDeduplicationId": message.message_id,
+            }
+        with _MEANINGS.of(f"queue {queue_url}"):
+            self._clients.get("sqs").send_message(QueueUrl=queue_url, MessageBody=text, **ids)

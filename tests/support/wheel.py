@@ -1,0 +1,129 @@
+"""Runs the command of the installed wheel, and sees to it that no process of it is left."""
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from attrs import frozen
+
+COMMAND = Path(sys.executable).parent / "runs-fleet-agent"
+TIMEOUT_SECONDS = 150.0
+"""Of a whole run, on a machine that has other things to do: no test waits that long unless it fails."""
+
+
+@frozen
+class Exited:
+    """A process that is over, and what it said."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+_E = TypeVar("_E")
+
+
+class Running(Generic[_E]):
+    """A run that goes on; its stderr tells where it is."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path, ended: Callable[[Exited], _E]) -> None:
+        self.process, self._folder, self._ended = process, folder, ended
+        self._stderr: list[str] = []
+        self._patience = threading.Timer(TIMEOUT_SECONDS, process.kill)
+        self._patience.daemon = True
+        self._patience.start()
+
+    def wait_for(self, text: str) -> None:
+        """Returns when a line of stderr has the text."""
+        for line in self.lines():
+            if text in line:
+                return
+        raise AssertionError(f"it ended without {text!r}:\n{''.join(self._stderr)}")
+
+    def lines(self) -> Iterator[str]:
+        """The lines of stderr, as they come."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._stderr.append(line)
+            yield line
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> _E:
+        """Waits for the end, and holds it to what must be true of every end: no process is left."""
+        stdout, stderr = self.process.communicate(timeout=TIMEOUT_SECONDS)
+        self._patience.cancel()
+        left = processes_of(self._folder)
+        assert not left, f"processes are left: {left}"
+        stderr = "".join(self._stderr) + (stderr or "")
+        return self._ended(Exited(self.process.returncode, stdout, stderr))
+
+
+def start(
+    arguments: list[str], folder: Path, ended: Callable[[Exited], _E], variables: Mapping[str, str]
+) -> Running[_E]:
+    """Starts a command whose processes are those that work in the folder."""
+    process = subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**_environment(), **variables},
+    )
+    return Running(process, folder, ended)
+
+
+def _environment() -> dict[str, str]:
+    """The test's own, without settings of an agent, or of AWS, that somebody has set."""
+    ours = ("RUNS_FLEET_", "AWS_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The command lines of all processes that work in the folder, or from it."""
+    return [command for pid, command in _processes() if _works_in(pid, folder) or str(folder) in command]
+
+
+def _processes() -> Iterator[tuple[int, str]]:
+    for proc in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (proc / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except OSError:
+            continue
+        if command and int(proc.name) != os.getpid():
+            yield int(proc.name), command
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    try:
+        return str(Path(f"/proc/{pid}/cwd").readlink()).startswith(str(folder))
+    except OSError:
+        return False
+
+
+@contextmanager
+def no_survivors(folder: Path) -> Iterator[None]:
+    """Around a test: whatever it leaves running in the folder when it fails is killed."""
+    importlib.metadata.distribution("runs-fleet-agent")  # the wheel is installed, or the test is void
+    try:
+        yield
+    finally:
+        for pid, command in _processes():
+            if _works_in(pid, folder) or str(folder) in command:
+                os.kill(pid, signal.SIGKILL)
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of one a line; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
