@@ -527,7 +527,7 @@ def test_what_another_instance_has_put_is_left(aws: Aws, github: GitHub, bucket:
 
 
 @pytest.mark.parametrize(
-    "fault", [denied("s3"), throttled("s3"), Answer(404, "NoSuchBucket"), Refuse(), Answer(500), Truncate(50)]
+    "fault", [throttled("s3"), Answer(404, "NoSuchBucket"), Refuse(), Answer(500), Truncate(50)]
 )
 def test_a_bucket_of_no_use_is_passed_over(
     aws: Aws, github: GitHub, bucket: str, root: Path, fault: Fault
@@ -578,3 +578,38 @@ def test_an_upload_that_fails_is_told(aws: Aws, github: GitHub, bucket: str, roo
     asyncio.run(run())
 
     assert "was not put into the cache" in warnings[0]
+
+
+def test_what_may_not_be_listed_is_a_miss(aws: Aws, github: GitHub, bucket: str, root: Path) -> None:
+    """To a role that may not list the bucket, S3 denies what it does not have: the cache is filled."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    aws.faults.plan("s3:GetObject", denied("s3"))
+    aws.faults.plan("s3:HeadObject", Answer(403, "403"))
+
+    assert install(s3_store(bucket, github, root)) == []
+
+    aws.wait_for("s3:PutObject", status=200)
+    assert object_in(aws, bucket) == ARCHIVE
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_bucket_that_denies_everything_is_told(
+    aws: Aws, github: GitHub, bucket: str, root: Path, *, is_there: bool
+) -> None:
+    """The job has its runner; what the role lacks is said."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    if is_there:
+        aws.client("s3").put_object(Bucket=bucket, Key=key_of("2.336.0", "x64"), Body=ARCHIVE)
+    for operation in ("s3:GetObject", "s3:HeadObject", *(() if is_there else ("s3:PutObject",))):
+        aws.faults.plan(operation, denied("s3"))
+    warnings: list[str] = []
+
+    async def run() -> None:
+        await s3_store(bucket, github, root).install(PINNED, lambda _done, _total: None, warnings.append)
+        assert files_in(root) == FILES
+        await until("the warning", lambda: bool(warnings))
+
+    asyncio.run(run())
+
+    expected = "which may not be read" if is_there else "was not put into the cache"
+    assert expected in warnings[0]

@@ -164,7 +164,7 @@ def test_github_down(instance: Instance) -> None:
     assert "HTTP status 503, 3 times in a row" in final["error"]
 
 
-@pytest.mark.parametrize("fault", [denied("s3"), Answer(404, "NoSuchBucket"), Refuse()])
+@pytest.mark.parametrize("fault", [throttled("s3"), Answer(404, "NoSuchBucket"), Refuse()])
 def test_bucket_of_no_use(instance: Instance, fault: Any) -> None:
     """The job runs from GitHub."""
     instance.put_config()

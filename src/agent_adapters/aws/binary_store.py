@@ -37,6 +37,7 @@ _ATTEMPTS: Final = 2
 _UPLOAD_NICENESS: Final = 10
 
 _MISSING: Final = frozenset({"NoSuchKey", "404"})
+_DENIED: Final = frozenset({"AccessDenied", "403"})
 _WRITTEN_BY_ANOTHER: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 _MEANINGS: Final = Meanings(unavailable=BinaryUnavailableError, denied=BinaryUnavailableError)
 
@@ -61,7 +62,14 @@ def cache_key(release: Release) -> str:
 
 
 class _MissError(Exception):
-    """The bucket does not have it."""
+    """The bucket does not have it, or does not let this role know: `denied` has its words then.
+
+    To a role without s3:ListBucket, S3 denies what it does not have.
+    """
+
+    def __init__(self, denied: str | None = None) -> None:
+        super().__init__()
+        self.denied = denied
 
 
 class S3BinaryStore(BinaryStore):
@@ -94,8 +102,8 @@ class S3BinaryStore(BinaryStore):
         try:
             async with asyncio.timeout(_CACHE_SECONDS):
                 await self._installer.install(release.sha256, download.chunks, progress)
-        except _MissError:
-            await self._install_and_upload(release, progress, warn, replaces=None)
+        except _MissError as miss:
+            await self._install_and_upload(release, progress, warn, denied=miss.denied)
         except DigestMismatchError as exc:
             warn(f"the archive in bucket {self._bucket} is not used, GitHub is asked: {exc}")
             await self._install_and_upload(release, progress, warn, replaces=download.etag)
@@ -105,7 +113,13 @@ class S3BinaryStore(BinaryStore):
             await self._origin.install_keeping(release, progress, _keep_nothing)
 
     async def _install_and_upload(
-        self, release: Release, progress: Progress, warn: Warn, *, replaces: str | None
+        self,
+        release: Release,
+        progress: Progress,
+        warn: Warn,
+        *,
+        replaces: str | None = None,
+        denied: str | None = None,
     ) -> None:
         copy = _Copy(self._root.parent)
         try:
@@ -119,7 +133,7 @@ class S3BinaryStore(BinaryStore):
             with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
                 loop.call_soon_threadsafe(warn, text)
 
-        upload = _Upload(self._clients, self._bucket, release, replaces, warn_from_thread)
+        upload = _Upload(self._clients, self._bucket, release, replaces, denied, warn_from_thread)
         spawn("S3 upload", partial(upload.run, copy))
 
 
@@ -168,6 +182,8 @@ class _Download:
         except ClientError as exc:
             if error_code(exc) in _MISSING:
                 raise _MissError from exc
+            if error_code(exc) in _DENIED:
+                raise _MissError(str(exc)) from exc
             raise
         self._total, self.etag = int(answer["ContentRange"].rpartition("/")[2]), answer["ETag"]
         return part
@@ -253,6 +269,8 @@ class _Upload:
     release: Release
     replaces: str | None
     """The ETag of the wrong object that is to be replaced; None: there was none."""
+    denied: str | None
+    """Why the object could not be read, if it is there."""
     warn: Callable[[str], None]
 
     def run(self, copy: _Copy) -> None:
@@ -284,13 +302,17 @@ class _Upload:
         except ClientError as exc:
             if error_code(exc) not in _WRITTEN_BY_ANOTHER:
                 raise
+            if self.denied is not None:
+                self.warn(
+                    f"bucket {self.bucket} has the runner's archive, which may not be read: {self.denied}"
+                )
 
     def _is_there(self) -> bool:
         """A thousand instances may have missed it at once: most need not send it."""
         try:
             self.clients.get("s3").head_object(Bucket=self.bucket, Key=cache_key(self.release))
         except ClientError as exc:
-            if error_code(exc) in _MISSING:
+            if error_code(exc) in _MISSING | _DENIED:
                 return False
             raise
         return True
