@@ -1,269 +1,171 @@
 """How long it takes to put a runner in place, against `curl`, `sha256sum` and `tar` one after the other.
 
-.venv/bin/python benchmarks/provisioning.py [--rounds N]
+    .venv/bin/python benchmarks/provisioning.py [--rounds N]
 
-The archive is as big as the runner's, made anew from a seed, and served by a process of its own on 127.0.0.1.
-Everything is in memory (/dev/shm), so that no disk is measured.
+Ours is the cache of profile `aws`: parallel ranged reads from an S3, through boto3, into the unpacker. The
+archive is as big as the runner's, made anew from a seed; the S3 is a process of its own on 127.0.0.1, and so
+is each contender. Everything is in memory (/dev/shm), so that no disk is measured.
+
+What is not counted: starting the agent, importing boto3, and making the client. In production, a thread has
+done that while the config was fetched. Exit status 1: a figure is missed.
 """
 
 import argparse
-import hashlib
-import http.client
-import io
-import multiprocessing
+import asyncio
+import json
 import os
-import random
-import socket
+import re
+import resource
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from itertools import accumulate, chain
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from typing import Final
 
-from agent_adapters.archive import unpack
 from figures import Figure, medians, print_table, report
+from local_s3 import s3_of
+from runner_archive import Archive, make_archive
 
-_SEED: Final = 2_336_000
 _CURL_AND_TAR: Final = "curl, sha256sum -c, tar -xzf"
 _TAR: Final = "tar -xf, inflated before"
-_OURS: Final = "download and unpack"
+_OURS: Final = "the cache in S3, unpacked"
+
 _MOST_OF_CURL_AND_TAR: Final = 0.45
 _MOST_OF_TAR: Final = 3.0
+_GROWTH_MEBIBYTES: Final = 192
+"""The parts that are asked for ahead, what unpacking has in its pipes (both state how much), and the
+allocator's share."""
 
-_MIB: Final = 1024**2
-_CHUNK_BYTES: Final = _MIB
+_MEBIBYTE: Final = 2**20
+_RESET_PEAK: Final = "5"
 
 
 def main() -> int:
     """The exit status: 1 if a figure is missed."""
-    parser = argparse.ArgumentParser(description="Measures how long it takes to put a runner in place.")
-    parser.add_argument("--rounds", type=int, default=5, help="of each; the median counts (default: 5)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="of each; the median counts (5)")
     options = parser.parse_args()
     memory = Path("/dev/shm")  # noqa: S108 - tmpfs, wherever there is one
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         archive = make_archive(Path(folder))
         print(archive)
-        with served(archive.gzipped) as url:
-            peers = {
+        growths: list[int] = []
+        with s3_of(archive.gzipped) as url:
+            contenders = {
                 _CURL_AND_TAR: partial(by_curl_and_tar, url, archive),
                 _TAR: partial(by_tar, archive),
-                _OURS: partial(by_unpack, url, archive),
+                _OURS: partial(by_cache, url, archive, growths),
             }
             median, measured = medians(
-                {name: partial(timed, place, Path(folder)) for name, place in peers.items()}, options.rounds
+                {name: partial(in_new_folder, place, Path(folder)) for name, place in contenders.items()},
+                options.rounds,
             )
     print_table(measured, "s")
     ours = median[_OURS]
     return report(
         [
-            Figure("ratio to curl+sha256sum+tar -xzf", ours / median[_CURL_AND_TAR], _MOST_OF_CURL_AND_TAR),
-            Figure("ratio to tar -xf", ours / median[_TAR], _MOST_OF_TAR),
+            Figure(
+                "time against curl, sha256sum, tar -xzf", ours / median[_CURL_AND_TAR], _MOST_OF_CURL_AND_TAR
+            ),
+            Figure("time against tar -xf", ours / median[_TAR], _MOST_OF_TAR),
+            Figure("growth of memory at its worst", max(growths) / _MEBIBYTE, _GROWTH_MEBIBYTES, "MiB"),
         ]
     )
 
 
-# The contenders
+# The contenders: each returns its seconds
 
 
-def timed(place: Callable[[Path, Path], None], folder: Path) -> float:
-    """Seconds until there is a runner in a new folder; to remove it takes nobody's time."""
+def in_new_folder(place: Callable[[Path], float], folder: Path) -> float:
+    """What it measured, once there is a runner in a new folder; to remove it takes nobody's time."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        begin = time.perf_counter()
-        place(Path(scratch), Path(scratch) / "runner")
-        seconds = time.perf_counter() - begin
+        seconds = place(Path(scratch))
         if not (Path(scratch) / "runner/bin/Runner.Listener").is_file():
             raise RuntimeError("there is no runner afterwards")
     return seconds
 
 
-def by_curl_and_tar(url: str, archive: "Archive", scratch: Path, root: Path) -> None:
-    script = (
-        f"curl -sf -o f {url} && echo '{archive.sha256}  f' | sha256sum -c --quiet && tar -xzf f -C {root}"
-    )
-    root.mkdir()
-    subprocess.run(["sh", "-c", script], cwd=scratch, check=True)
-
-
-def by_tar(archive: "Archive", _scratch: Path, root: Path) -> None:
-    root.mkdir()
-    subprocess.run(["tar", "-xf", archive.inflated, "-C", root], check=True)
-
-
-def by_unpack(url: str, archive: "Archive", _scratch: Path, root: Path) -> None:
-    unpack(download(url), sha256=archive.sha256, root=root)
-
-
-def download(url: str) -> Iterator[bytes]:
-    place = urlsplit(url)
-    connection = http.client.HTTPConnection(place.netloc, timeout=30)
-    connection.request("GET", place.path)
-    with connection.getresponse() as response:
-        while chunk := response.read(_CHUNK_BYTES):
-            yield chunk
-
-
-# The server
-
-
-@contextmanager
-def served(file: Path) -> Iterator[str]:
-    """The file's URL; a process of its own sends it, which costs ours nothing."""
-    here, there = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(file, there), daemon=True)
-    server.start()
-    try:
-        yield f"http://127.0.0.1:{here.recv()}/{file.name}"
-    finally:
-        server.kill()
-        server.join()
-
-
-def serve(file: Path, told: Connection) -> None:
-    """Sends the file to whoever asks for anything, one after the other."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, file.open("rb") as content:
-        told.send(listener.getsockname()[1])
-        size = os.fstat(content.fileno()).st_size
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(
-                    f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n".encode()
-                )
-                connection.sendfile(content, 0)
-
-
-# The archive
-
-_NODES: Final = ("node20", "node20_alpine", "node24", "node24_alpine")
-_NODE_BYTES: Final = 95 * _MIB
-_LIBRARIES: Final = 340
-_SCRIPTS: Final = 4160  # for each node
-_FILES_IN_A_PACKAGE: Final = 42
-_FILES_IN_A_FOLDER: Final = 7
-
-_COMPRESSED_AT_ONCE: Final = _MIB
-_WINDOW_BYTES: Final = 32 * 1024  # how far DEFLATE looks back
-
-
-class Archive(NamedTuple):
-    """The tarball, with and without gzip, and the digest of the first."""
-
-    gzipped: Path
-    inflated: Path
-    files: int
-    sha256: str
-
-    def __str__(self) -> str:
-        gzipped, inflated = (path.stat().st_size / 1e6 for path in (self.gzipped, self.inflated))
-        return f"{self.files} files, {inflated:.0f} MB, {gzipped:.0f} MB compressed\n"
-
-
-class Stuff:
-    """Content that compresses like the real one: words, some more common than others."""
-
-    def __init__(self, random_: random.Random, words: list[bytes], noise_every: int = 0) -> None:
-        cumulated = list(accumulate(1 / (rank + 2) for rank in range(len(words))))
-        chosen = random_.choices(words, cum_weights=cumulated, k=1_200_000)
-        if noise_every:
-            for position in range(0, len(chosen), noise_every):
-                chosen[position] = random_.randbytes(random_.randint(1, 6))
-        self._random, self._pool = random_, b"".join(chosen)
-
-    def take(self, size: int) -> bytes:
-        """Cuts from all over the pool: whatever comes twice is too far away for gzip to notice."""
-        parts = []
-        while size:
-            part = min(size, self._random.randint(20_000, 60_000))
-            start = self._random.randrange(len(self._pool) - part)
-            parts.append(self._pool[start : start + part])
-            size -= part
-        return b"".join(parts)
-
-
-def make_archive(folder: Path) -> Archive:
-    """About 17,000 files, 630 MB, 240 MB compressed: as actions-runner-linux-x64 2.33x."""
-    inflated, gzipped = folder / "runner.tar", folder / "runner.tar.gz"
-    files = 0
-    with tarfile.open(inflated, "w", format=tarfile.GNU_FORMAT) as tar:
-        folders: set[Path] = set()
-        for name, content, mode in contents(random.Random(_SEED)):  # noqa: S311 - a seed decides
-            for parent in reversed(Path(name).parents):
-                if parent not in folders:
-                    folders.add(parent)
-                    tar.addfile(header(f"./{parent}", tarfile.DIRTYPE, 0o755, 0))
-            tar.addfile(header(f"./{name}", tarfile.REGTYPE, mode, len(content)), io.BytesIO(content))
-            files += 1
-    compress(inflated, gzipped)
-    with gzipped.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Archive(gzipped, inflated, files, digest)
-
-
-def header(name: str, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.mode, info.size = kind, mode, size
-    return info
-
-
-def contents(random_: random.Random) -> Iterator[tuple[str, bytes, int]]:
-    """Name, content and mode of each file."""
-    binary = Stuff(random_, [random_.randbytes(random_.randint(1, 20)) for _ in range(1500)], noise_every=6)
-    letters = b"etaoinshrdlucmfwypvbgkjqxz_$.();{}=, \n"
-    weights = [1 / (rank + 3) for rank in range(len(letters))]
-    text = Stuff(
-        random_, [bytes(random_.choices(letters, weights, k=random_.randint(2, 11))) for _ in range(4000)]
+def by_curl_and_tar(url: str, archive: Archive, scratch: Path) -> float:
+    check = f"echo '{archive.sha256}  f' | sha256sum -c --quiet"
+    return timed(
+        ["sh", "-c", f"mkdir runner && curl -sf -o f {url}/ && {check} && tar -xzf f -C runner"], scratch
     )
 
-    def some(typical: float, most: int) -> int:
-        return min(most, int(random_.lognormvariate(typical, 1.3)))
 
-    for name in ("config.sh", "run.sh", "env.sh"):
-        yield name, text.take(2000), 0o755
-    for name in ("Runner.Listener", "Runner.Worker"):
-        yield f"bin/{name}", binary.take(70_000), 0o755
-    for number in range(_LIBRARIES):
-        yield f"bin/System.{number}.dll", binary.take(some(12.3, 6_000_000)), 0o644
-    for node in _NODES:
-        top = f"externals/{node}"
-        yield f"{top}/bin/node", binary.take(_NODE_BYTES), 0o755
-        for number in range(_SCRIPTS):
-            package, place = number // _FILES_IN_A_PACKAGE, number // _FILES_IN_A_FOLDER % 3
-            yield (
-                f"{top}/lib/node_modules/npm/node_modules/package-{package}/lib/{place}/{number}.js",
-                text.take(some(7.7, 2_000_000)),
-                0o644,
-            )
+def by_tar(archive: Archive, scratch: Path) -> float:
+    return timed(["sh", "-c", f"mkdir runner && tar -xf {archive.inflated} -C runner"], scratch)
 
 
-def compress(plain: Path, gzipped: Path) -> None:
-    """As `gzip -6`, on all cores: piece by piece, each knowing the one before."""
-    data = plain.read_bytes()
-    starts = range(0, len(data), _COMPRESSED_AT_ONCE)
+def timed(command: list[str], scratch: Path) -> float:
+    begin = time.perf_counter()
+    subprocess.run(command, cwd=scratch, check=True)
+    return time.perf_counter() - begin
 
-    def deflated(start: int) -> bytes:
-        before = data[max(0, start - _WINDOW_BYTES) : start]
-        deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS, zdict=before)
-        is_last = start + _COMPRESSED_AT_ONCE >= len(data)
-        piece = deflate.compress(data[start : start + _COMPRESSED_AT_ONCE])
-        return piece + deflate.flush(zlib.Z_FINISH if is_last else zlib.Z_SYNC_FLUSH)
 
-    trailer = zlib.crc32(data).to_bytes(4, "little") + (len(data) % 2**32).to_bytes(4, "little")
-    with ThreadPoolExecutor() as pool, gzipped.open("wb") as stream:
-        stream.writelines(
-            chain([b"\x1f\x8b\x08" + bytes(6) + b"\x03"], pool.map(deflated, starts), [trailer])
-        )
+def by_cache(url: str, archive: Archive, growths: list[int], scratch: Path) -> float:
+    """By a process that has its client; it measures itself, and its memory too."""
+    environment = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+    }
+    child = subprocess.run(
+        [sys.executable, __file__, "ours", archive.sha256, scratch / "runner"],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    measured = json.loads(child.stdout)
+    growths.append(measured["growth"])
+    return float(measured["seconds"])
+
+
+# Ours, in that process
+
+
+async def provision(sha256: str, root: Path) -> None:
+    """Prints what it took to install from the cache; the origin behind it is never asked."""
+    from agent_adapters.aws.binary_store import S3BinaryStore  # noqa: PLC0415 - only this process needs it
+    from agent_adapters.aws.clients import AwsClients  # noqa: PLC0415
+    from agent_adapters.github import GitHubBinaryStore  # noqa: PLC0415
+    from agent_core.model import Release  # noqa: PLC0415
+
+    clients = AwsClients("us-east-1")
+    clients.get("s3")
+    nowhere = "http://127.0.0.1:9"
+    store = S3BinaryStore(clients, "cache", GitHubBinaryStore(nowhere, nowhere, root), root)
+    release = Release(version="2.336.0", arch="x64", sha256=sha256)
+    resting = resting_bytes()
+    begin = time.perf_counter()
+    await store.install(release, lambda _done, _total: None, refuse)
+    seconds = time.perf_counter() - begin
+    print(json.dumps({"seconds": seconds, "growth": peak_bytes() - resting}))
+
+
+def refuse(warning: str) -> None:
+    raise RuntimeError(warning)
+
+
+def resting_bytes() -> int:
+    """Of memory, now; a peak that is behind us counts no more."""
+    Path("/proc/self/clear_refs").write_text(_RESET_PEAK, "ascii")
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()
+
+
+def peak_bytes() -> int:
+    """Of memory, since it was looked at."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
+    if found is None:
+        raise RuntimeError("the kernel does not tell")
+    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    match sys.argv[1:]:
+        case ["ours", digest, runner_dir]:
+            asyncio.run(provision(digest, Path(runner_dir)))
+        case _:
+            sys.exit(main())

@@ -57,6 +57,7 @@ class World:
     """None: there is none yet; set `config_source.config` when it comes."""
     script: RunnerScript = Factory(RunnerScript)
     limits: Limits = Factory(Limits)
+    poweroff: bool = False
     seed: int = 0
     now: Callable[[], datetime] = Factory(wall_clock)
     spoil: Callable[[Ports], Ports] = field(default=lambda ports: ports)
@@ -112,4 +113,6 @@ class World:
         return Random(self.seed)  # noqa: S311 - jitter, and it has to replay
 
     def _options(self) -> AgentOptions:
-        return AgentOptions(instance_id=self.machine.instance_id, arch="x64", limits=self.limits)
+        return AgentOptions(
+            instance_id=self.machine.instance_id, arch="x64", poweroff=self.poweroff, limits=self.limits
+        )

@@ -17,6 +17,7 @@ from agent_core.model import (
     JobConfig,
     JobResult,
     Limits,
+    Release,
     Secret,
     Status,
     StatusMessage,
@@ -73,6 +74,8 @@ class Plan:
     jit: bool = False
     config_after: float | None = 0.0
     """Seconds until the config is there; None: it never comes."""
+    prebaked: str | None = None
+    """The version of the runner that the machine's image has."""
     tampered: bool = False
     limits: Limits = field(factory=Limits)
     stops: tuple[Stop, ...] = ()
@@ -155,6 +158,9 @@ def _world_of(plan: Plan) -> tuple[World, dict[str, Faults]]:
         seed=plan.seed,
         spoil=lambda ports: faulty_ports(ports, faults),
     )
+    if plan.prebaked is not None:
+        world.machine.installed = Release(version=plan.prebaked, arch="x64", sha256="")
+        world.machine.prebaked = True
     if plan.tampered:
         world.binary_store.tampered = b"not the runner"
     return world, faults
@@ -253,7 +259,7 @@ def _true_status(played: Played) -> None:
 
 
 def _nothing_unverified_ran(played: Played) -> None:
-    if played.plan.tampered:
+    if played.plan.tampered and played.plan.prebaked is None:
         assert not any(runner.starts for runner in played.world.runners), "3: it ran what it had not verified"
 
 

@@ -99,6 +99,7 @@ PLANS = st.builds(
     script=SCRIPTS,
     jit=st.booleans(),
     config_after=st.one_of(st.just(0.0), st.just(0.0), SECONDS, st.none()),
+    prebaked=st.sampled_from([None, None, "2.336.0", "2.335.0"]),
     tampered=st.sampled_from([False, False, False, True]),
     limits=LIMITS,
     stops=st.one_of(st.just(()), STOPS),
@@ -178,10 +179,13 @@ def test_planted_fault_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> N
         deadline=None,
         database=None,
         derandomize=True,
-        phases=[Phase.generate],
+        phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )
+    # What is drawn depends on what else is loaded; what a journal is for shows after a crash only.
+    @example(Plan(crashes=(60,)))
+    @example(Plan(crashes=(60,), successor_reaps=False))
     @given(PLANS)
     def live(plan: Plan) -> None:
         check(play(plan))

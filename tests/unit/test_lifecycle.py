@@ -4,20 +4,39 @@ import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
+from random import Random
+from typing import Any
 
 import pytest
 from attrs import evolve
 
-from agent_adapters.memory import RunnerScript
+from agent_adapters.memory import Machine, RunnerScript
 from agent_adapters.world import A_JOB, World
 from agent_core.ending import Outcome
-from agent_core.errors import AgentAliveError, AgentFaultError, ConfigAbsentError, SettingsError
-from agent_core.events import Event, PhaseEntered, RunnerRestarting, StopRequested
+from agent_core.errors import (
+    AgentAliveError,
+    AgentFaultError,
+    ConfigAbsentError,
+    SettingsError,
+    TerminatorUnavailableError,
+)
+from agent_core.events import (
+    Event,
+    JobCompleted,
+    JobStarted,
+    PhaseEntered,
+    PoweringOff,
+    RunnerInPlace,
+    RunnerRestarting,
+    StopRequested,
+    TerminationRequested,
+)
 from agent_core.lifecycle import Agent
 from agent_core.model import (
     JobResult,
     Limits,
     LogEvent,
+    Release,
     Secret,
     Status,
     StatusMessage,
@@ -25,6 +44,7 @@ from agent_core.model import (
     StopRequest,
 )
 from agent_core.phases import TRANSITIONS, Phase
+from agent_core.testing.faults import FaultKind, Faults, faulty_ports
 from agent_core.testing.simulation import EPOCH, run
 
 SIGTERM = StopRequest(StopReason.INTERRUPTED, "interrupted by SIGTERM", by="SIGTERM")
@@ -332,6 +352,128 @@ def test_refused_jit_config_with_a_token() -> None:
     world = World(config=evolve(A_JOB, jit_config=Secret("jit"), jit_token=None), script=script)
     live(world)
     assert (final(world).status, final(world).exit_code) == (Status.FAILURE, 1)
+
+
+# The runner that is there already
+
+
+def with_prebaked(version: str, **world: Any) -> World:
+    """A machine whose image has a fresh runner."""
+    release = Release(version=version, arch="x64", sha256="")
+    return World(machine=Machine(installed=release, prebaked=True), **world)
+
+
+def installs(world: World) -> list[str]:
+    """The versions that were put in place while it lived."""
+    return [
+        event.version for event in world.events if isinstance(event, RunnerInPlace) and not event.prebaked
+    ]
+
+
+def test_prebaked_runner_of_the_wanted_version() -> None:
+    """It is used as it is: the store is asked for nothing, even where it could not answer."""
+    world = with_prebaked("2.335.0", config=evolve(A_JOB, runner_version="2.335.0"))
+    world.binary_store.archives.clear()
+    live(world)
+    assert (final(world).status, final(world).runner_version) == (Status.SUCCESS, "2.335.0")
+    assert RunnerInPlace("2.335.0", prebaked=True) in world.events
+
+
+def test_prebaked_runner_that_is_the_latest() -> None:
+    """`latest` is asked for; where the prebaked one is it, nothing is downloaded."""
+    world = with_prebaked("2.336.0")
+    live(world)
+    assert (final(world).status, installs(world)) == (Status.SUCCESS, [])
+
+
+@pytest.mark.parametrize("wanted", ["2.336.0", None])
+def test_prebaked_runner_of_another_version(wanted: str | None) -> None:
+    """It gives way to the wanted one."""
+    world = with_prebaked("2.335.0", config=evolve(A_JOB, runner_version=wanted))
+    live(world)
+    assert (final(world).status, installs(world)) == (Status.SUCCESS, ["2.336.0"])
+
+
+def test_prebaked_runner_where_nobody_knows_the_latest() -> None:
+    """It is better than none; the log says so."""
+    world = with_prebaked("2.335.0")
+    world.binary_store.archives.clear()
+    live(world)
+    assert (final(world).status, final(world).runner_version) == (Status.SUCCESS, "2.335.0")
+    assert "the prebaked one is used" in texts(world)
+
+
+def test_prebaked_runner_is_no_substitute_for_a_pinned_version() -> None:
+    """Whoever names a version gets that one, or a failure."""
+    world = with_prebaked("2.335.0", config=evolve(A_JOB, runner_version="2.999.0"))
+    live(world)
+    assert (final(world).status, final(world).error_phase) == (Status.FAILURE, Phase.PROVISIONING)
+
+
+# The last resort
+
+
+def test_power_off_where_nobody_terminates() -> None:
+    """Announced, and then done; the outcome says that no request was accepted."""
+    world = World(poweroff=True)
+    world.terminator.denied = True
+    outcome = live(world)
+    assert (outcome.terminated, outcome.powered_off, world.terminator.powered_off) == (False, True, 1)
+    (announced,) = [event for event in world.events if isinstance(event, PoweringOff)]
+    assert "may not terminate" in str(announced)
+
+
+@pytest.mark.parametrize(("armed", "denied"), [(False, True), (True, False)])
+def test_no_power_off(*, armed: bool, denied: bool) -> None:
+    """Neither unasked for, nor where the instance goes anyway."""
+    world = World(poweroff=armed)
+    world.terminator.denied = denied
+    outcome = live(world)
+    assert (outcome.powered_off, world.terminator.powered_off) == (False, 0)
+
+
+def test_power_off_that_fails() -> None:
+    """The life ends all the same, and says so."""
+    world = World(poweroff=True)
+    world.terminator.denied = True
+
+    async def power_off() -> None:
+        raise TerminatorUnavailableError("systemctl: not found")
+
+    world.terminator.power_off = power_off  # type: ignore[method-assign]
+    outcome = live(world)
+    assert not outcome.powered_off
+    assert "the host does not power off: systemctl: not found" in texts(world)
+
+
+# Services that hang
+
+
+@pytest.mark.parametrize(
+    "port", ["config_source", "log_sink", "notifier", "journal", "host_probe", "log_spool"]
+)
+def test_from_the_runners_exit_to_terminate(port: str) -> None:
+    """Under 15 s with any one service hanging from the job's start."""
+    hanging: dict[str, float] = {"hang": 0.0}
+
+    class FromTheJobsStart(Faults):
+        def next(self, method: str) -> FaultKind | None:
+            self.hang = hanging["hang"]
+            return super().next(method)
+
+    faults = {port: FromTheJobsStart(Random(0))}
+    world = World(spoil=lambda ports: faulty_ports(ports, faults))
+    at: dict[type[Event], float] = {}
+
+    def observe(event: Event) -> None:
+        at[type(event)] = asyncio.get_running_loop().time()
+        if isinstance(event, JobStarted):
+            hanging["hang"] = 1.0
+
+    run(lambda: world.agent(observe).run())
+    # The runner exits half a second after its job has completed.
+    assert at[TerminationRequested] - at[JobCompleted] - 0.5 < 15
+    assert world.terminator.requests
 
 
 def test_refused_settings_end_in_terminate() -> None:
