@@ -22,7 +22,7 @@ _RANGE: Final = re.compile(r"bytes=(\d+)-(\d+)")
 
 @contextmanager
 def s3_of(object_: Path) -> Iterator[str]:
-    """The URL of an S3 that has this file under every name; another process sends it, which costs ours nothing."""
+    """The URL of an S3 that has this file under every name; another process sends it."""
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=_serve, args=(object_, there), daemon=True)
     server.start()

@@ -10,6 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from sample_runner.build import build_archive
 
 from agent_adapters.archive import unpack
 from agent_adapters.aws.binary_store import S3BinaryStore
@@ -18,7 +19,7 @@ from agent_adapters.filesystem import FileBinaryStore
 from agent_adapters.github import GitHubBinaryStore
 from agent_adapters.memory import InMemoryBinaryStore, Machine
 from agent_adapters.threads import Cancellation
-from agent_core.errors import ArchiveRefusedError, BinaryUnavailableError
+from agent_core.errors import ArchiveRefusedError, BinaryError, BinaryUnavailableError
 from agent_core.model import Release, ReleaseRequest
 from agent_core.testing import simulation
 from agent_core.testing.contracts import BinaryStoreContract, runner_archive
@@ -78,10 +79,14 @@ class TestInMemoryBinaryStore(BinaryStoreContract):
 
     def installed(self) -> Mapping[str, bytes]:
         release = self.machine.installed
-        return {} if release is None else self.contents[release.version]
+        return {} if release is None else self.contents.get(release.version, {})
 
     def halt(self) -> None:
         self.store.seconds = 3600.0
+
+    def prebake(self, version: str) -> None:
+        self.machine.installed = Release(version=version, arch="x64", sha256="")
+        self.machine.prebaked = True
 
 
 class TestFileBinaryStore(BinaryStoreContract):
@@ -197,6 +202,37 @@ class TestColdS3BinaryStore(TestGitHubBinaryStore):
         return s3_store(self.bucket, self.github, self.root)
 
 
+class TestReplacingGitHubBinaryStore(TestGitHubBinaryStore):
+    """The root is an instance's own: what an image has there is used, or gives way."""
+
+    def make(self) -> GitHubBinaryStore:
+        return github_store(self.github, self.root, replace=True)
+
+    def prebake(self, version: str) -> None:
+        archive = build_archive(self.folder / "baked", job="true\n", scenario={}, version=version)
+        unpack([archive.read_bytes()], sha256=sha256_of(archive.read_bytes()), root=self.root)
+
+    def test_a_root_in_use_is_left_alone(self) -> None:
+        """A runner gives way; what is no runner does not."""
+        self.root.mkdir()
+        (self.root / "letters").write_text("dear\n")
+        self.publish("2.336.0", "x64", ARCHIVE)
+
+        with pytest.raises(BinaryError, match="not empty"):
+            install(self.make())
+
+        assert files_in(self.root) == {"letters": b"dear\n"}
+
+
+class TestReplacingS3BinaryStore(TestReplacingGitHubBinaryStore):
+    @pytest.fixture(autouse=True)
+    def _bucket(self, aws: Aws) -> None:
+        self.bucket = aws.bucket()
+
+    def make(self) -> S3BinaryStore:  # type: ignore[override]
+        return s3_store(self.bucket, self.github, self.root, replace=True)
+
+
 class TestWarmS3BinaryStore(TestColdS3BinaryStore):
     """The bucket has it all."""
 
@@ -284,7 +320,13 @@ def test_a_digest_that_cannot_be_read_is_unavailable(tmp_path: Path) -> None:
 # GitHub only
 
 ARCHIVE = runner_archive({"run.sh": b"echo\n", "noise": bytes(range(256)) * 4000})
-SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
+
+
+def sha256_of(archive: bytes) -> str:
+    return hashlib.sha256(archive).hexdigest()
+
+
+SHA256 = sha256_of(ARCHIVE)
 PINNED = Release(version="2.336.0", arch="x64", sha256=SHA256)
 FILES = {"run.sh": b"echo\n", "noise": bytes(range(256)) * 4000}
 

@@ -45,6 +45,9 @@ class TestInMemoryTerminator(TerminatorContract):
     def deny(self) -> None:
         self.terminator.denied = True
 
+    def powered_off(self) -> int:
+        return self.terminator.powered_off
+
 
 class TestFileTerminator(TerminatorContract):
     @pytest.fixture(autouse=True)
@@ -71,10 +74,16 @@ class TestFileTerminator(TerminatorContract):
 
 class TestEc2Terminator(TerminatorContract):
     @pytest.fixture(autouse=True)
-    def _place(self, tmp_path: Path, aws: Aws) -> None:
+    def _place(self, tmp_path: Path, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
         self.aws, self.folder = aws, tmp_path
         self.instance_id = aws.instance()  # type: ignore[misc]
         aws.own_instance = self.instance_id
+        self.bin, self.said = tmp_path / "bin", tmp_path / "said"
+        self.bin.mkdir()
+        monkeypatch.setenv("PATH", str(self.bin))
+        for name in ("systemctl", "shutdown", "poweroff"):
+            (self.bin / name).write_text(f"#!/bin/sh\necho {name} $* >> {self.said}\n")
+            (self.bin / name).chmod(0o755)
 
     def make(self) -> Ec2Terminator:
         return cloud_container(self.folder).terminator()  # type: ignore[no-any-return]
@@ -87,6 +96,41 @@ class TestEc2Terminator(TerminatorContract):
 
     def break_(self) -> None:
         self.aws.faults.plan("ec2:TerminateInstances", Answer(500, "InternalError"))
+
+    def powered_off(self) -> int:
+        return len(self.orders())
+
+    def orders(self) -> list[str]:
+        """What was said to the commands that power off a host: stand-ins, and nothing else can be reached."""
+        return self.said.read_text().splitlines() if self.said.exists() else []
+
+    @pytest.mark.parametrize(
+        ("refusing", "order"),
+        [
+            ([], "systemctl poweroff"),
+            (["systemctl"], "shutdown -h now"),
+            (["systemctl", "shutdown"], "poweroff"),
+        ],
+    )
+    def test_the_first_command_that_obeys_powers_off(self, refusing: Sequence[str], order: str) -> None:
+        """What fails is followed by the next."""
+        for name in refusing:
+            (self.bin / name).write_text("#!/bin/sh\necho Access denied\nexit 1\n")
+
+        asyncio.run(self.make().power_off())
+
+        assert self.orders() == [order]
+
+    def test_no_command_obeys(self) -> None:
+        """The error has what each had to say."""
+        (self.bin / "systemctl").write_text("#!/bin/sh\necho Access denied\nexit 1\n")
+        for name in ("shutdown", "poweroff"):
+            (self.bin / name).unlink()
+
+        with pytest.raises(TerminatorUnavailableError) as caught:
+            asyncio.run(self.make().power_off())
+
+        assert "systemctl: exit code 1: Access denied; shutdown: not found" in str(caught.value)
 
     def test_the_instance_goes(self) -> None:
         """EC2 has it no longer running."""

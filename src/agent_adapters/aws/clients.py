@@ -17,6 +17,7 @@ from botocore.exceptions import (
     NoRegionError,
     ParamValidationError,
 )
+from botocore.parsers import ResponseParserError
 
 from agent_core import __version__
 from agent_core.errors import AgentError
@@ -142,11 +143,11 @@ class Meanings:
             raise self._of_answer(exc)(f"{what}: {_shown(exc)}") from exc
         except (NoRegionError, ParamValidationError) as exc:
             raise self.others.get(type(exc).__name__, self.denied)(f"{what}: {exc}") from exc
-        except BotoCoreError as exc:
+        except (BotoCoreError, OSError) as exc:
             raise self.unavailable(f"{what}: {exc}") from exc
-        except (LookupError, TypeError, ValueError) as exc:
-            # botocore takes an answer that is cut off for one that says nothing.
-            raise self.unavailable(f"{what}: an answer that makes no sense") from exc
+        except (ResponseParserError, LookupError, TypeError, ValueError) as exc:
+            # botocore takes JSON that is cut off for an answer that says nothing.
+            raise self.unavailable(f"{what}: an answer that makes no sense: {type(exc).__name__}") from exc
 
     def _of_answer(self, exc: ClientError) -> type[AgentError]:
         code = error_code(exc) or ""

@@ -110,6 +110,43 @@ class BinaryStoreContract(Contract, ABC):
     def resume(self) -> None:
         """Gives out the rest."""
 
+    def prebake(self, version: str) -> None:  # noqa: ARG002
+        """Puts a runner of that version into the root, as a machine's image has it."""
+        raise impossible("this store takes no prebaked runner")
+
+    # Prebaked
+
+    @on_loop
+    async def test_an_empty_machine_has_no_prebaked_runner(self) -> None:
+        """Whatever is published."""
+        store = self.make()
+        self.publish(_VERSION, "x64", runner_archive(_FILES))
+
+        assert await store.prebaked() is None
+
+    @on_loop
+    async def test_a_prebaked_runner_has_a_version(self) -> None:
+        """To be asked for again and again: asking does not make it a used one."""
+        store = self.make()
+        self.prebake("2.335.0")
+
+        assert await store.prebaked() == "2.335.0"
+        assert await store.prebaked() == "2.335.0"
+
+    @on_loop
+    async def test_a_prebaked_runner_gives_way(self) -> None:
+        """To the one that is installed; a failure leaves it as it was."""
+        store = self.make()
+        release = await self._resolved(store, _FILES)
+        self.prebake("2.335.0")
+        wrong = evolve(release, sha256=_OTHER_SHA256)
+        await error_of(DigestMismatchError, store.install(wrong, _ignore, _ignore))
+        assert await store.prebaked() == "2.335.0"
+
+        await store.install(release, _ignore, _ignore)
+
+        self._assert_installed(_FILES)
+
     # Resolving
 
     @on_loop

@@ -41,6 +41,20 @@ class TerminatorContract(Contract, ABC):
         """From here on the service does not answer."""
         raise impossible("this service cannot fail")
 
+    def powered_off(self) -> int:
+        """How often the host was told to power off."""
+        raise impossible("this adapter powers off nothing")
+
+    @on_loop
+    async def test_the_host_can_be_powered_off(self) -> None:
+        """It is the last resort, and no request to terminate."""
+        terminator, before = self.make(), self.powered_off()
+
+        await terminator.power_off()
+
+        assert self.powered_off() == before + 1
+        assert list(self.requests()) == []
+
     @on_loop
     async def test_the_request_arrives(self) -> None:
         """It names the instance."""
