@@ -17,7 +17,7 @@ from agent_adapters.installer import Installer, Report
 from agent_adapters.state import write_all
 from agent_adapters.threads import Cancellation, Lane
 from agent_adapters.wire import checked_message, parse_config
-from agent_core.delivery import check_batch
+from agent_core.batches import check_batch
 from agent_core.errors import (
     AgentError,
     BinaryUnavailableError,

@@ -42,6 +42,8 @@ _INHERITED: Final = frozenset(
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LISTENER: Final = "Runner.Listener"
 _READ_BYTES: Final = 64 * 1024
+_TURN_LINES: Final = 1_000
+"""After so many of one read, whoever else needs the loop has a turn."""
 _UMASK: Final = 0o077
 """The runner writes its credentials with the umask's permissions."""
 _TAIL_LINES: Final = 5
@@ -262,8 +264,10 @@ async def _lines(start: _Start) -> AsyncIterator[OutputLine]:
     splitter = LineSplitter()
     try:
         while data := await start.reader.read(_READ_BYTES):
-            for line in splitter.feed(data):
+            for number, line in enumerate(splitter.feed(data), 1):
                 yield line
+                if number % _TURN_LINES == 0:
+                    await asyncio.sleep(0)
         for line in splitter.finish():
             yield line
     finally:

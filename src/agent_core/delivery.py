@@ -9,40 +9,19 @@ nothing here works on more than some thousand lines at a time.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from itertools import pairwise
 from random import Random
-from typing import Any, Final
+from typing import Final
 
+from agent_core.batches import BATCH_BYTES, EVENT_OVERHEAD_BYTES, EVENT_TEXT_BYTES, Batch, event_bytes
 from agent_core.deadline import abandon, wait_until_set, within
 from agent_core.errors import AgentError, BatchRefusedError, LogSinkDeniedError, SpoolError
 from agent_core.model import LogEvent, LogStats
 from agent_core.policy import CALL_SECONDS, Backoff
 from agent_core.ports import LogSink, LogSpool
 
-__all__ = [
-    "BATCH_BYTES",
-    "BATCH_EVENTS",
-    "BATCH_SECONDS",
-    "BATCH_SPAN_MS",
-    "EVENT_OVERHEAD_BYTES",
-    "EVENT_TEXT_BYTES",
-    "LogDelivery",
-    "check_batch",
-    "event_bytes",
-]
-
-# PutLogEvents
-
-BATCH_BYTES: Final = 1_048_576
-"""A batch, counted as UTF-8 plus the overhead of each event."""
-BATCH_EVENTS: Final = 10_000
-EVENT_OVERHEAD_BYTES: Final = 26
-EVENT_TEXT_BYTES: Final = 1_000_000 - EVENT_OVERHEAD_BYTES
-"""One event's text: "1 MB", read the strict way."""
-BATCH_SPAN_MS: Final = 24 * 60 * 60 * 1000
-"""From a batch's first event to its last."""
+__all__ = ["BATCH_SECONDS", "LogDelivery"]
 
 BATCH_SECONDS: Final = 5.0
 """The oldest line waits no longer for company."""
@@ -57,74 +36,6 @@ _TURN_EVENTS: Final = 2_000
 _EMPTY_LINE: Final = " "
 """An event must not be empty."""
 _MAX_UTF8_BYTES: Final = 4
-
-
-def event_bytes(event: LogEvent) -> int:
-    """What the event counts for in its batch."""
-    text = event.text
-    return (len(text) if text.isascii() else len(text.encode())) + EVENT_OVERHEAD_BYTES
-
-
-def check_batch(events: Sequence[LogEvent]) -> None:
-    """Holds a batch against every limit of PutLogEvents.
-
-    Raises:
-        BatchRefusedError: it breaks one; the text says which.
-    """
-    if not 1 <= len(events) <= BATCH_EVENTS:
-        raise BatchRefusedError(f"{len(events)} events: a batch has 1 to {BATCH_EVENTS}")
-    sizes = [event_bytes(event) for event in events]
-    if sum(sizes) > BATCH_BYTES:
-        raise BatchRefusedError(f"{sum(sizes)} bytes: a batch has {BATCH_BYTES} at most")
-    if max(sizes) > EVENT_TEXT_BYTES + EVENT_OVERHEAD_BYTES:
-        raise BatchRefusedError(f"{max(sizes)} bytes: an event's text has {EVENT_TEXT_BYTES} at most")
-    if min(sizes) == EVENT_OVERHEAD_BYTES:
-        raise BatchRefusedError("an event is empty")
-    if any(later.timestamp_ms < earlier.timestamp_ms for earlier, later in pairwise(events)):
-        raise BatchRefusedError("the events are not in chronological order")
-    if events[-1].timestamp_ms - events[0].timestamp_ms > BATCH_SPAN_MS:
-        raise BatchRefusedError("the events span more than 24 hours")
-
-
-class _Batch(Sequence[LogEvent]):
-    """Events that go together; they are made when they are asked for.
-
-    Tens of thousands of objects that wait would have the garbage collector hold up the loop, again and again.
-    """
-
-    def __init__(self) -> None:
-        self.since = _moment()
-        """When the first of them came."""
-        self.bytes = 0
-        self._stamps: list[int] = []
-        self._texts: list[str] = []
-
-    def has_room(self, stamp: int, size: int) -> bool:
-        return (
-            self.bytes + size <= BATCH_BYTES
-            and len(self._stamps) < BATCH_EVENTS
-            and stamp - self._stamps[0] <= BATCH_SPAN_MS
-        )
-
-    @property
-    def is_full(self) -> bool:
-        return self.bytes >= BATCH_BYTES or len(self._stamps) >= BATCH_EVENTS
-
-    def add(self, stamp: int, text: str, size: int) -> None:
-        self._stamps.append(stamp)
-        self._texts.append(text)
-        self.bytes += size
-
-    def __len__(self) -> int:
-        return len(self._stamps)
-
-    def __iter__(self) -> Iterator[LogEvent]:
-        return map(LogEvent, self._stamps, self._texts)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return list(map(LogEvent, self._stamps[index], self._texts[index]))
-        return LogEvent(self._stamps[index], self._texts[index])
 
 
 class LogDelivery:
@@ -152,10 +63,10 @@ class LogDelivery:
         self._sink, self._spool = sink, spool
         self._now, self._rng, self._warn = now, rng, warn
         self._memory_bytes = memory_bytes
-        self._waiting: deque[_Batch] = deque()
+        self._waiting: deque[Batch] = deque()
         """What goes next, older than what is in the spool; the last one grows."""
         self._waiting_bytes = 0
-        self._held = _Batch()
+        self._held = Batch(_moment())
         """What goes to the spool next."""
         self._last_stamp = 0
         self._some, self._ripe, self._closing = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -214,7 +125,7 @@ class LogDelivery:
                 break
         self._closed = True
         self._waiting.clear()
-        self._held = _Batch()
+        self._held = Batch(_moment())
         self._dropped += self.stats.pending
         return self.stats
 
@@ -241,7 +152,7 @@ class LogDelivery:
     def _append(self, stamp: int, text: str, size: int) -> None:
         waiting = self._waiting
         if not (waiting and waiting[-1].has_room(stamp, size)):
-            waiting.append(_Batch())
+            waiting.append(Batch(_moment()))
         waiting[-1].add(stamp, text, size)
         self._waiting_bytes += size
         if self._is_ripe:
@@ -257,7 +168,7 @@ class LogDelivery:
         self._held.add(stamp, text, size)
         if self._held.bytes < self._memory_bytes // _HELD_SHARE:
             return
-        held, self._held = self._held, _Batch()
+        held, self._held = self._held, Batch(_moment())
         try:
             self._spool.push(held)
         except SpoolError as exc:
@@ -285,7 +196,7 @@ class LogDelivery:
                 turn = 0
                 await asyncio.sleep(0)
         if not len(self._spool):
-            held, self._held = self._held, _Batch()
+            held, self._held = self._held, Batch(_moment())
             self._append_all(held)
 
     def _append_all(self, events: Iterable[LogEvent]) -> None:

@@ -167,7 +167,7 @@ class RunnerProcess(Protocol):
 
 @runtime_checkable
 class LogSink(Protocol):
-    """Takes batches of log events, within the limits of PutLogEvents (`agent_core.delivery`)."""
+    """Takes batches of log events, within the limits of PutLogEvents (`agent_core.batches`)."""
 
     async def put(self, stream: str, events: Sequence[LogEvent]) -> int:
         """Delivers the events in order to the stream `{instance_id}/{job_id}`; how many were rejected.

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_adapters.memory import InMemoryLogSink, InMemoryLogSpool
-from agent_core.delivery import EVENT_TEXT_BYTES, LogDelivery, check_batch, event_bytes
+from agent_core.batches import EVENT_TEXT_BYTES, check_batch, event_bytes
+from agent_core.delivery import LogDelivery
 from agent_core.errors import (
     BatchRefusedError,
     LogSinkDeniedError,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_core.delivery import EVENT_TEXT_BYTES
+from agent_core.batches import EVENT_TEXT_BYTES
 from agent_core.lines import LINE_PART_BYTES, LineSplitter
 from agent_core.model import OutputLine
 

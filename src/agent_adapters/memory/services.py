@@ -8,7 +8,7 @@ from typing import Final
 from attrs import Factory, define
 
 from agent_adapters.wire import checked_message
-from agent_core.delivery import check_batch, event_bytes
+from agent_core.batches import check_batch, event_bytes
 from agent_core.errors import (
     ConfigAbsentError,
     ConfigError,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from agent_core.delivery import (
+from agent_core.batches import (
     BATCH_BYTES,
     BATCH_EVENTS,
     BATCH_SPAN_MS,
