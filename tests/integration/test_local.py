@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sample_runner.build import jit_config
 
+from support.github import GitHub
 from support.local import JOB_ID, TOKEN, Ended, Local
 from support.wheel import COMMAND, processes_of
 
@@ -37,6 +38,24 @@ def test_success(local: Local) -> None:
     assert final["log_lines_dropped"] == 0
     assert [line for line in ended.log if line.startswith("line ")] == ["line 1", "line 2", "line 3"]
     assert not (local.state_dir / "runner").exists()
+
+
+def test_runner_from_github(local: Local, github: GitHub) -> None:
+    """Without an archive, GitHub has it: the latest, verified."""
+    ended = local.run(github=github)
+    final = assert_one_end(ended, "success")
+    assert final["runner_version"] == "2.336.0"
+    assert "hello from the job" in ended.log
+
+
+def test_runner_from_github_into_a_folder_in_use(local: Local, github: GitHub) -> None:
+    """Somebody's own runner is neither used nor replaced."""
+    folder = local.folder / "mine"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "Runner.Listener").write_text("mine")
+    ended = local.run("--runner-dir", str(folder), github=github)
+    assert "not empty" in assert_one_end(ended, "failure", started=False)["error"]
+    assert (folder / "bin" / "Runner.Listener").read_text() == "mine"
 
 
 def test_failed_job(local: Local) -> None:

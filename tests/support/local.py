@@ -9,6 +9,7 @@ from typing import Any
 from attrs import frozen
 from sample_runner.build import build_archive
 
+from support.github import GitHub
 from support.wheel import COMMAND, Exited, Running, json_lines, no_survivors, start
 
 TOKEN = "JITC_integration-token-that-stays-secret"
@@ -70,13 +71,19 @@ class Local:
         scenario: Mapping[str, object] | None = None,
         command: str = "run",
         wrapper: tuple[str, ...] = (),
+        github: GitHub | None = None,
     ) -> Running[Ended]:
-        """Starts the agent; `flags` come last, so they win."""
+        """Starts the agent; `flags` come last, so they win. With `github`, it is asked for the runner."""
         config = self.folder / "job.json"
         if not config.exists():
             config.write_text(json.dumps(self.config))
         arguments = [*wrapper, str(COMMAND), command, "--profile", "local", "--job", str(config)]
-        arguments += ["--runner-archive", str(self.archive(job, scenario or {}))]
+        archive = self.archive(job, scenario or {})
+        if github is None:
+            arguments += ["--runner-archive", str(archive)]
+        else:
+            github.publish("2.336.0", "x64", archive)
+            arguments += ["--github-api-url", github.api_url, "--github-url", github.url]
         arguments += ["--state-dir", str(self.state_dir), *flags]
         return start(arguments, self.state_dir, self._ended, {})
 
