@@ -42,6 +42,12 @@ class TestInMemoryLogSink(LogSinkContract):
     def delivered(self, stream: str) -> Sequence[str]:
         return self.sink.lines(stream)
 
+    def deny(self) -> None:
+        self.sink.error = LogSinkDeniedError("it may not be written to")
+
+    def break_(self) -> None:
+        self.sink.error = LogSinkUnavailableError("it does not answer")
+
 
 class TestFileLogSink(LogSinkContract):
     @pytest.fixture(autouse=True)

@@ -45,6 +45,9 @@ class TestInMemoryNotifier(NotifierContract):
     def deny(self) -> None:
         self.notifier.queue_url = None
 
+    def break_(self) -> None:
+        self.notifier.error = NotifierUnavailableError("it does not answer")
+
 
 class TestFileNotifier(NotifierContract):
     @pytest.fixture(autouse=True)

@@ -45,6 +45,9 @@ class TestInMemoryTerminator(TerminatorContract):
     def deny(self) -> None:
         self.terminator.denied = True
 
+    def break_(self) -> None:
+        self.terminator.error = TerminatorUnavailableError("it does not answer")
+
     def powered_off(self) -> int:
         return self.terminator.powered_off
 

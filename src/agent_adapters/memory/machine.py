@@ -10,6 +10,7 @@ from agent_adapters.wire import journal_from_json, journal_to_json
 from agent_core.errors import (
     JournalUnavailableError,
     TerminatorDeniedError,
+    TerminatorError,
 )
 from agent_core.model import (
     HostSample,
@@ -104,6 +105,8 @@ class InMemoryTerminator(Terminator):
 
     machine: Machine
     denied: bool = False
+    error: TerminatorError | None = None
+    """What every request ends with, as long as it stands here."""
     requests: list[str] = Factory(list)
     """The instance IDs of the requests that were accepted."""
     powered_off: int = 0
@@ -111,6 +114,8 @@ class InMemoryTerminator(Terminator):
 
     async def terminate(self, instance_id: str) -> None:
         await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
         if self.denied or instance_id != self.machine.instance_id:
             raise TerminatorDeniedError(f"this machine may not terminate {instance_id}")
         self.requests.append(instance_id)

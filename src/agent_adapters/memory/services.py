@@ -12,7 +12,9 @@ from agent_core.batches import check_batch, event_bytes
 from agent_core.errors import (
     ConfigAbsentError,
     ConfigError,
+    LogSinkError,
     NotifierDeniedError,
+    NotifierError,
     SpoolError,
 )
 from agent_core.model import (
@@ -59,10 +61,14 @@ class InMemoryLogSink(LogSink):
     """Where given, events that are too old or too new are rejected."""
     streams: dict[str, list[LogEvent]] = Factory(dict)
     puts: int = 0
+    error: LogSinkError | None = None
+    """What every put ends with, as long as it stands here."""
 
     async def put(self, stream: str, events: Sequence[LogEvent]) -> int:
         self.puts += 1
         await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
         check_batch(events)
         taken = [event for event in events if self._is_timely(event)]
         self.streams.setdefault(stream, []).extend(taken)
@@ -117,9 +123,13 @@ class InMemoryNotifier(Notifier):
     queue_url: str | None = "memory:termination"
     """Where messages go that name no queue of their own; None: there is none."""
     received: list[StatusMessage] = Factory(list)
+    error: NotifierError | None = None
+    """What every send ends with, as long as it stands here."""
 
     async def send(self, message: StatusMessage, queue_url: str | None) -> None:
         await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
         if (queue_url or self.queue_url) is None:
             raise NotifierDeniedError("there is no queue to send to")
         checked_message(message)
