@@ -14,18 +14,17 @@ from agent_core.errors import (
     AgentAliveError,
     AgentError,
     AgentFaultError,
-    BinaryUnavailableError,
     ConfigAbsentError,
     ConfigExpiredError,
     ConfigUnavailableError,
     DeadlineError,
     JobAlreadyRunError,
 )
-from agent_core.events import Downloading, JobTaken, Observer, PhaseEntered, RunnerInPlace
+from agent_core.events import JobTaken, Observer, PhaseEntered
 from agent_core.host_watch import HostWatch
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
-from agent_core.model import JobConfig, Registration, Release, ReleaseRequest, StopReason, StopRequest
+from agent_core.model import JobConfig, Registration, StopReason, StopRequest
 from agent_core.phases import Phase
 from agent_core.policy import (
     CALL_SECONDS,
@@ -35,6 +34,7 @@ from agent_core.policy import (
     phase_seconds,
 )
 from agent_core.ports import Ports
+from agent_core.provisioning import provision
 from agent_core.recovery import Remains, adopt, inspect, observed_of
 from agent_core.registration import registration_for
 from agent_core.status import Observed
@@ -45,7 +45,6 @@ __all__ = ["Agent"]
 _T = TypeVar("_T")
 _Work = Callable[[], Coroutine[Any, Any, _T]]
 
-_LATEST: Final = "latest"
 _JOBS_REMEMBERED: Final = 100
 
 
@@ -129,7 +128,7 @@ class Agent:
         self._life.emit(PhaseEntered(Phase.BOOTING))
         await self._timed(Phase.BOOTING, lambda: self._boot(refused))
         config = await self._phase(Phase.CONFIGURING, self._configure)
-        await self._phase(Phase.PROVISIONING, lambda: self._provision(config))
+        await self._phase(Phase.PROVISIONING, lambda: provision(self._life, config))
         registration = registration_for(config, self._options)
         await self._phase(Phase.REGISTERING, lambda: self._register(registration))
         self._supervision = Supervision(self._life, self._messenger, self._host_watch, registration)
@@ -239,40 +238,6 @@ class Agent:
             self._take(await self._fetch(LAST_LOOK_SECONDS))
         except Exception as exc:  # noqa: BLE001 - there may be none yet, or no way to it any more
             self._life.warn(f"no job to report on: {exc}")
-
-    # PROVISIONING
-
-    async def _provision(self, config: JobConfig) -> None:
-        """Puts the verified runner into its root, unless the machine's image has the wanted one there."""
-        life, store = self._life, self._ports.binary_store
-        prebaked = await store.prebaked()
-        wanted = await self._wanted(config, prebaked)
-        version = wanted if isinstance(wanted, str) else wanted.version
-        life.chronicle.note(runner_version=version)
-        if isinstance(wanted, Release):
-            await store.install(wanted, lambda done, total: life.emit(Downloading(done, total)), life.warn)
-        life.emit(RunnerInPlace(version, prebaked=isinstance(wanted, str)))
-        await life.chronicle.save(installed=True)
-
-    async def _wanted(self, config: JobConfig, prebaked: str | None) -> Release | str:
-        """The release to install, or the version of the prebaked runner, where that is the wanted one."""
-        version, arch = config.runner_version or self._options.runner_version, self._options.arch
-        if version == prebaked:
-            return prebaked
-        pinned = config.runner_sha256
-        if pinned is not None and version != _LATEST:
-            return Release(version=version, arch=arch, sha256=pinned)
-        request = ReleaseRequest(version=version, arch=arch)
-        try:
-            release = await self._ports.binary_store.resolve(request)
-        except BinaryUnavailableError as exc:
-            if prebaked is None or version != _LATEST:
-                raise
-            self._life.warn(f"which runner is the latest is not known; the prebaked one is used: {exc}")
-            return prebaked
-        if release.version == prebaked:
-            return prebaked
-        return release if pinned is None else evolve(release, sha256=pinned)
 
     # REGISTERING
 
