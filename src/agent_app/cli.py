@@ -1,4 +1,4 @@
-"""The command line: `run`, `reap`, `config`."""
+"""The command line: `run`, `reap`, `config`, `doctor`."""
 
 import argparse
 import os
@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         commands, "reap", _reap, "finish what an agent left that has died, then terminate the instance"
     )
     _add_command(commands, "config", _config, "show the settings, and where each comes from")
+    doctor = _add_command(commands, "doctor", _doctor, "check each thing that a run needs, without a run")
+    doctor.add_argument("--json", action="store_true", help="write a JSON array instead of lines for people")
     return parser
 
 
@@ -163,6 +165,24 @@ def _config(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal
     for name, value, source in rows:
         print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")  # noqa: T201 - what the command is for
     return _refuse(ExitStatus.CONFIG, *loaded.errors) if loaded.errors else ExitStatus.OK
+
+
+# doctor
+
+
+def _doctor(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
+    # The other commands do not wait for what it imports.
+    from agent_app.doctor.examination import examine  # noqa: PLC0415
+    from agent_app.doctor.findings import as_json, as_text, exit_status_of, print_findings  # noqa: PLC0415
+
+    findings = examine(loaded, os.environ)
+    if parsed.json:
+        _print_last(as_json(findings))
+    elif sys.stdout is not None and sys.stdout.isatty():
+        print_findings(findings)
+    else:
+        _print_last(as_text(findings, getattr(sys.stdout, "encoding", None)))
+    return exit_status_of(findings)
 
 
 def _refuse(status: ExitStatus, *reasons: str) -> ExitStatus:

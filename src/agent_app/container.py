@@ -115,6 +115,7 @@ class Container(containers.DeclarativeContainer):
     )
     metadata = providers.Singleton(metadata_of, environ)
     spot_watch = providers.Singleton(_lazy("agent_adapters.aws.spot.SpotWatch"), metadata)
+    probes = providers.Singleton(_lazy("agent_adapters.aws.probes.AwsProbes"), clients, now)
     warm_up = providers.Selector(
         profile,
         aws=providers.Callable(_warm, clients),

@@ -31,7 +31,10 @@ def main() -> None:
     os.umask(os.umask(_UMASK) | _UMASK)
     from agent_app.cli import main as run_command_line  # noqa: PLC0415 - see above
 
-    sys.exit(run_command_line(sys.argv[1:], early))
+    try:
+        sys.exit(run_command_line(sys.argv[1:], early))
+    except KeyboardInterrupt:  # of a command that only looks: `run` and `reap` take the signal themselves
+        sys.exit(128 + signal.SIGINT)
 
 
 def _complete_descriptors() -> None:

@@ -44,6 +44,7 @@ BATCH_SPAN_MS: Final = 24 * 60 * 60 * 1000
 OLDEST: Final = timedelta(days=14)
 NEWEST: Final = timedelta(hours=2)
 MESSAGE_BYTES: Final = 262_144
+MOST_DELAY_SECONDS: Final = 900
 
 _SIGNED: Final = re.compile(
     r"AWS4-HMAC-SHA256 Credential=[^/]+/\d{8}/[^/]+/(?P<service>[^/]+)/aws4_request\b"
@@ -336,6 +337,9 @@ class Aws(FakeServer):
         size = len(text.encode("utf-8", "surrogatepass"))
         if size > MESSAGE_BYTES:
             reason = f"Reason: Message must be shorter than {MESSAGE_BYTES} bytes."
+            raise _RefusedError(400, "InvalidParameterValue", reason)
+        if not 0 <= int(asked.get("DelaySeconds", 0)) <= MOST_DELAY_SECONDS:
+            reason = f"Value {asked['DelaySeconds']} for parameter DelaySeconds is invalid."
             raise _RefusedError(400, "InvalidParameterValue", reason)
         if _REFUSED_BY_SQS.search(text):
             reason = (

@@ -5,16 +5,18 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from attrs import evolve, frozen
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError
 
 from agent_adapters.aws.clients import AwsClients, Meanings
 from agent_adapters.threads import spawn
 from agent_core.errors import AgentError
 
 __all__ = ["AwsProbes", "Probed", "Verdict"]
+
+_T = TypeVar("_T")
 
 _NO_SUCH_KEY: Final = "runners/.doctor/there-is-no-such-object"
 _TOO_LONG_SECONDS: Final = 901
@@ -40,10 +42,11 @@ class Verdict(StrEnum):
 
 @frozen
 class Probed:
-    """One answer: the verdict, and AWS's own words."""
+    """One answer."""
 
     verdict: Verdict
     words: str
+    """What there is to tell beside it: AWS's own, where it does not allow it."""
 
 
 class _AnswerError(AgentError):
@@ -123,14 +126,16 @@ class AwsProbes:
 
     async def caller(self) -> Probed:
         """Who AWS says we are: the words are an ARN."""
-        return await _aside("sts probe", lambda: self._ask("sts", lambda sts: sts.get_caller_identity()["Arn"]))
+        return await _aside(
+            "sts probe", lambda: self._ask("sts", lambda sts: sts.get_caller_identity()["Arn"])
+        )
 
     async def bucket(self, name: str) -> Probed:
         """Whether the runner cache's objects may be read."""
 
         def get(s3: Any) -> str:
             s3.get_object(Bucket=name, Key=_NO_SUCH_KEY, Range="bytes=0-0")["Body"].close()
-            return _NO_SUCH_KEY
+            return ""
 
         probed = await _aside("s3 probe", lambda: self._ask("s3", get))
         if probed.verdict is Verdict.DENIED and "s3:ListBucket" in probed.words:
@@ -143,7 +148,8 @@ class AwsProbes:
 
     def _queue(self, url: str) -> Probed:
         def look(sqs: Any) -> str:
-            return str(sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"])
+            sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+            return ""
 
         ids = {"MessageGroupId": "doctor", "MessageDeduplicationId": "doctor"} if url.endswith(_FIFO) else {}
 
@@ -176,7 +182,7 @@ class AwsProbes:
                 client.meta.events.register("after-call", self._take_date, unique_id="doctor's clock")
                 return Probed(Verdict.ALLOWED, call(client))
         except _AnswerError as exc:
-            return Probed(exc.verdict, str(exc))
+            return Probed(exc.verdict, "" if exc.verdict is Verdict.ALLOWED else str(exc))
 
     def _take_date(self, model: Any, parsed: Mapping[str, Any], **_: object) -> None:
         date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
@@ -188,5 +194,5 @@ class AwsProbes:
         self._ahead[model.service_model.service_name] = self._now() - moment
 
 
-async def _aside(name: str, function: Callable[[], Any]) -> Any:
+async def _aside(name: str, function: Callable[[], _T]) -> _T:
     return await asyncio.wrap_future(spawn(name, function))

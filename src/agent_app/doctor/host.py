@@ -1,0 +1,125 @@
+"""What `doctor` makes of the machine itself: its room, its clock, its folders, its user, its init."""
+
+import os
+import pwd
+import shutil
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from agent_adapters.web import web_client
+from agent_app.doctor.findings import Finding, failed, fine, skipped, warning
+from agent_core.errors import BinaryUnavailableError
+
+__all__ = [
+    "ahead_of",
+    "of_clock",
+    "of_disk",
+    "of_init",
+    "of_memory",
+    "of_user",
+    "user_name",
+    "why_unwritable",
+]
+
+_MB: Final = 2**20
+_CLOCK_WARNS: Final = timedelta(minutes=1)
+_CLOCK_FAILS: Final = timedelta(minutes=5)
+"""AWS refuses what was signed longer ago."""
+_POWEROFF_COMMANDS: Final = ("systemctl", "shutdown", "poweroff")
+
+
+def of_disk(free: int, floor: int, folder: Path) -> Finding:
+    """Of bytes: a job does not start under the floor."""
+    found = f"{free // _MB} MB free for {folder}, the floor is {floor // _MB} MB"
+    return failed(found, "make room, or lower RUNS_FLEET_MIN_FREE_DISK_MB") if free < floor else fine(found)
+
+
+def of_memory(available: int, floor: int) -> Finding:
+    """Of bytes: under the floor, a run warns."""
+    found = f"{available // _MB} MB available, the floor is {floor // _MB} MB"
+    fix = "take a larger instance, or lower RUNS_FLEET_MIN_FREE_MEMORY_MB"
+    return warning(found, fix) if available < floor else fine(found)
+
+
+def of_clock(ahead: timedelta | None, whose: str) -> Finding:
+    """How far the clock is ahead of another one, which is right; None: there is none to compare with."""
+    if ahead is None:
+        return skipped("neither AWS nor GitHub told the time")
+    off, fix = abs(ahead), "set the clock, and keep it so: `chronyc makestep`, or systemd-timesyncd"
+    found = f"{off.total_seconds():.0f} s {'behind' if ahead < timedelta() else 'ahead of'} {whose}"
+    if off > _CLOCK_FAILS:
+        return failed(f"{found}: AWS refuses what is signed so", fix)
+    return warning(found, fix) if off > _CLOCK_WARNS else fine(found)
+
+
+def ahead_of(url: str, now: Callable[[], datetime]) -> timedelta | None:
+    """How far this clock is ahead of that of the server at the URL; None: it does not say."""
+    try:
+        with web_client() as client:
+            date = client.head(url).headers.get("Date", "")
+        return now() - parsedate_to_datetime(date)
+    except (httpx.HTTPError, httpx.InvalidURL, BinaryUnavailableError, ValueError, TypeError):
+        return None
+
+
+def why_unwritable(folder: Path, *, make: bool = False) -> str | None:
+    """Why nothing can be written into the folder; None: it can, if need be after it was made.
+
+    With `make`, it is there afterwards.
+    """
+    if make:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            return f"{folder} cannot be made: {exc.strerror}"
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        return f"{existing} is not a folder"
+    return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written"
+
+
+def user_name() -> str:
+    """The user that this process is, by number where it has no name."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def of_user(own: str, wanted: str | None) -> Finding:
+    """The user of this process, and the one that is set for the runner."""
+    found = f"the agent is {own}, the runner runs as {own}"
+    if os.geteuid() != 0:
+        found = f"{found}; what a job makes root's, only root can kill"
+    if wanted in {None, own}:
+        return fine(found)
+    try:
+        pwd.getpwnam(str(wanted))
+    except KeyError:
+        return failed(
+            f"there is no user {wanted}", f"make it, or correct RUNS_FLEET_RUNNER_USER; now {found}"
+        )
+    return warning(
+        f"{found}, not as {wanted}", "unset RUNS_FLEET_RUNNER_USER: this version does not act on it"
+    )
+
+
+def of_init(init: str, *, poweroff: bool) -> Finding:
+    """The name of process 1, and whether the machine is to be powered off when it cannot be terminated."""
+    armed = "powered off" if poweroff else "left as it is"
+    last = f"an instance that cannot be terminated is {armed} (RUNS_FLEET_POWEROFF)"
+    if init != "systemd" or shutil.which("systemctl") is None:
+        found = (
+            f"process 1 is {init}, not a systemd with systemctl: nothing restarts or reaps the agent; {last}"
+        )
+        return warning(
+            found, "run the agent under systemd, or see to `runs-fleet-agent reap` after its death"
+        )
+    if poweroff and not any(map(shutil.which, _POWEROFF_COMMANDS)):
+        return warning(f"{last}, but there is no command to do it", f"install {_POWEROFF_COMMANDS[0]}")
+    return fine(f"process 1 is systemd; {last}")
