@@ -1,12 +1,14 @@
-"""What benchmarks share: rounds in turn, medians, a table of them, and the verdict on what was promised."""
+"""What benchmarks share: medians of rounds in turn, memory, and the verdict on what was promised."""
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final, Literal
 
 from attrs import frozen
 
-__all__ = ["Figure", "medians", "print_table", "report"]
+__all__ = ["Figure", "medians", "memory_bytes", "print_table", "report"]
 
 _MISSED: Final = 1
 
@@ -60,3 +62,12 @@ def print_table(measured: Mapping[str, Sequence[float]], unit: str) -> None:
         middle, least, most = statistics.median(values), min(values), max(values)
         print(f"{name:{width}}  {middle:8.3f}  {least:8.3f}  {most:8.3f}")
     print()
+
+
+def memory_bytes(name: Literal["VmRSS", "VmHWM"], pid: int | str = "self") -> int:
+    """Of a process, now or at its peak."""
+    status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"the kernel does not tell {name}")
+    return int(found[1]) * 1024

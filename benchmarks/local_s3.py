@@ -26,6 +26,7 @@ def s3_of(object_: Path) -> Iterator[str]:
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=_serve, args=(object_, there), daemon=True)
     server.start()
+    there.close()  # so that its end is noticed, should it come before it has said anything
     try:
         yield f"http://127.0.0.1:{here.recv()}"
     finally:

@@ -14,8 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from figures import Figure, medians, print_table, report
+from figures import Figure, medians, memory_bytes, print_table, report
 from local_s3 import s3_of
 from runner_archive import Archive, make_archive
 
@@ -35,7 +33,7 @@ _OURS: Final = "the cache in S3, unpacked"
 
 _MOST_OF_CURL_AND_TAR: Final = 0.45
 _MOST_OF_TAR: Final = 3.0
-_GROWTH_MEBIBYTES: Final = 192
+_GROWTH_MEBIBYTES: Final = 160
 """The parts that are asked for ahead, what unpacking has in its pipes (both state how much), and the
 allocator's share."""
 
@@ -142,7 +140,7 @@ async def provision(sha256: str, root: Path) -> None:
     begin = time.perf_counter()
     await store.install(release, lambda _done, _total: None, refuse)
     seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "growth": peak_bytes() - resting}))
+    print(json.dumps({"seconds": seconds, "growth": memory_bytes("VmHWM") - resting}))
 
 
 def refuse(warning: str) -> None:
@@ -152,15 +150,7 @@ def refuse(warning: str) -> None:
 def resting_bytes() -> int:
     """Of memory, now; a peak that is behind us counts no more."""
     Path("/proc/self/clear_refs").write_text(_RESET_PEAK, "ascii")
-    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()
-
-
-def peak_bytes() -> int:
-    """Of memory, since it was looked at."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
-    if found is None:
-        raise RuntimeError("the kernel does not tell")
-    return int(found[1]) * 1024
+    return memory_bytes("VmRSS")
 
 
 if __name__ == "__main__":
