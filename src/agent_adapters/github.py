@@ -10,6 +10,7 @@ import httpx
 
 from agent_adapters.installer import Installer, Report
 from agent_adapters.prebaked import prebaked_version
+from agent_adapters.redaction import redact
 from agent_adapters.threads import Cancellation, Lane
 from agent_adapters.web import Download, NotFoundError, get_json, web_client
 from agent_core.errors import BinaryUnavailableError
@@ -75,8 +76,9 @@ class GitHubBinaryStore(BinaryStore):
             document = get_json(client, f"{self._releases}/{where}", cancelled)
         try:
             return _read_release(document, request)
-        except (LookupError, TypeError, AttributeError) as exc:
-            raise BinaryUnavailableError(f"{self._releases}/{where}: no release as GitHub has them") from exc
+        except (LookupError, TypeError, AttributeError, ValueError) as exc:
+            place = redact(f"{self._releases}/{where}")
+            raise BinaryUnavailableError(f"{place}: no release as GitHub has them") from exc
 
     def _download(self, release: Release, report: Report, cancelled: Cancellation) -> Iterator[bytes]:
         # Whoever has pinned version and digest spares GitHub's API, whose use is limited, the question.
@@ -116,4 +118,7 @@ def _read_release(document: Mapping[str, Any], request: ReleaseRequest) -> tuple
     digest = digest or re.search(_DIGEST_IN_BODY.format(arch=request.arch), document.get("body") or "")
     if digest is None:
         raise BinaryUnavailableError(f"GitHub has no digest of {name}: set runner_sha256 in the config")
-    return Release(version=version, arch=request.arch, sha256=digest[1]), asset["browser_download_url"]
+    url = asset["browser_download_url"]
+    if not isinstance(url, str):
+        raise TypeError("browser_download_url")
+    return Release(version=version, arch=request.arch, sha256=digest[1]), url

@@ -19,8 +19,8 @@ __all__ = ["prebaked_version"]
 _LISTENER: Final = "bin/Runner.Listener"
 _PROGRAMS: Final = (_LISTENER, "bin/Runner.Worker")
 _SCRIPTS: Final = ("config.sh", "run.sh", "env.sh", "run-helper.sh.template")
-_USED: Final = (".runner", ".credentials", ".credentials_rsaparams", ".service", ".env", ".path")
-"""What config.sh leaves, also where it fails."""
+_USED: Final = (".runner", ".credentials", ".service", ".env", ".path", ".setup_info", ".certificates")
+"""What the names begin with of all that config.sh and svc.sh leave, also where they fail."""
 _FILLED_BY_USE: Final = ("_work", "_diag")
 _OTHERS_MAY_WRITE: Final = 0o022
 
@@ -44,12 +44,33 @@ def prebaked_version(root: Path, timeout: float) -> str | None:
 
 
 def _is_ours(root: Path) -> bool:
-    """Nobody but us and root can have changed what will run."""
-    return all(_is_private((root / name).lstat()) for name in (".", "bin", *_PROGRAMS, *_SCRIPTS))
+    """Nobody but us and root can have changed what will run, nor put another folder in its place."""
+    parents = root.absolute().parents
+    return all(map(_is_sheltering, parents)) and all(_is_private(path.lstat()) for path in _all_of(root))
+
+
+def _all_of(root: Path) -> Iterator[Path]:
+    """The root, and all that is in it: the programs are but the hosts of what lies beside them."""
+    yield root
+    for folder, folders, files in os.walk(root, onerror=_raise):
+        for name in (*folders, *files):
+            yield Path(folder, name)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_private(status: os.stat_result) -> bool:
-    return status.st_uid in {os.geteuid(), 0} and not status.st_mode & _OTHERS_MAY_WRITE
+    if status.st_uid not in {os.geteuid(), 0}:
+        return False
+    return stat.S_ISLNK(status.st_mode) or not status.st_mode & _OTHERS_MAY_WRITE
+
+
+def _is_sheltering(folder: Path) -> bool:
+    """In a sticky folder, only its owner can move what is in it."""
+    status = folder.stat()
+    return _is_private(status) or bool(status.st_mode & stat.S_ISVTX)
 
 
 def _is_complete(root: Path) -> bool:
@@ -59,7 +80,7 @@ def _is_complete(root: Path) -> bool:
 
 
 def _is_fresh(root: Path) -> bool:
-    if any(os.path.lexists(root / name) for name in _USED):
+    if any(path.name.startswith(_USED) for path in root.iterdir()):
         return False
     folders = [root / name for name in _FILLED_BY_USE if os.path.lexists(root / name)]
     return not any(folder.is_symlink() or any(folder.iterdir()) for folder in folders)

@@ -57,11 +57,12 @@ class Lane:
     Args:
         name: of the adapter, for the names of threads.
         busy: makes the error of a call that finds the lane taken.
+        calls: so many may be under way at a time, where a repeat does no harm.
     """
 
-    def __init__(self, name: str, busy: Callable[[str], AgentError]) -> None:
+    def __init__(self, name: str, busy: Callable[[str], AgentError], *, calls: int = 1) -> None:
         self._name, self._busy = name, busy
-        self._taken = threading.Lock()
+        self._free = threading.BoundedSemaphore(calls)
 
     async def run(self, function: Callable[[], _T]) -> _T:
         """The function's result. A cancelled call goes on by itself, and keeps the lane taken."""
@@ -84,9 +85,9 @@ class Lane:
             raise
 
     def _begin(self, function: Callable[[], _T]) -> Future[_T]:
-        if not self._taken.acquire(blocking=False):
+        if not self._free.acquire(blocking=False):
             raise self._busy(f"{self._name}: the call before has not ended")
-        return spawn(self._name, function, self._taken.release)
+        return spawn(self._name, function, self._free.release)
 
 
 def spawn(name: str, function: Callable[[], _T], at_end: Callable[[], object] = bool) -> Future[_T]:

@@ -4,6 +4,7 @@ Proxies and certificates are those of the environment, as httpx knows them.
 """
 
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
+from agent_adapters.redaction import redact
 from agent_adapters.threads import Cancellation
 from agent_core import __version__
 from agent_core.errors import BinaryUnavailableError
@@ -32,8 +34,10 @@ _PATIENCE_SECONDS: Final = 120.0
 """A server may ask for so long a pause; a longer one would take too much of the phase."""
 _TIMEOUT: Final = httpx.Timeout(10.0, connect=5.0)
 _CHUNK_BYTES: Final = 256 * 1024
+_SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
 _JSON_BYTES: Final = 4 * 2**20
 
+_LENGTH: Final = re.compile(r"\d{1,15}", re.ASCII)
 _GOOD: Final = frozenset({HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT})
 _PASSING: Final = frozenset(
     {
@@ -70,8 +74,12 @@ def web_client() -> Iterator[httpx.Client]:
     agent = {"User-Agent": f"runs-fleet-agent/{__version__}"}
     try:
         client = httpx.Client(timeout=_TIMEOUT, follow_redirects=True, headers=agent)
-    except (OSError, ValueError, ImportError) as exc:
-        raise BinaryUnavailableError(f"the environment's proxy or certificates are of no use: {exc}") from exc
+    except (OSError, ValueError, ImportError, httpx.InvalidURL) as exc:
+        # Its text may have a part of the proxy's password.
+        raise BinaryUnavailableError(
+            "the environment's proxy or certificates are of no use (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE): "
+            f"{type(exc).__name__}"
+        ) from None
     with client:
         yield client
 
@@ -94,7 +102,7 @@ def get_json(client: httpx.Client, url: str, cancelled: Cancellation) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise BinaryUnavailableError(f"{url}: the answer is not JSON") from exc
+        raise BinaryUnavailableError(f"{redact(url)}: the answer is not JSON") from exc
 
 
 def _whole(answer: httpx.Response) -> bytes:
@@ -157,8 +165,9 @@ class Download:
         answer = self._connection.enter_context(stream)
         _check(answer)
         self._connection.enter_context(self._cancelled.interrupting(partial(_shut_down, answer)))
-        if self.total is None and answer.headers.get("Content-Length", "").isdecimal():
-            self.total = int(answer.headers["Content-Length"])
+        if self.total is None and not self.done:
+            length = answer.headers.get("Content-Length", "")
+            self.total = int(length) if _LENGTH.fullmatch(length) else None
             self._etag = answer.headers.get("ETag")
         # A server that knows no ranges begins anew.
         skip = 0 if answer.status_code == HTTPStatus.PARTIAL_CONTENT else self.done
@@ -195,11 +204,13 @@ def _tried(call: Callable[[], _T], url: str, cancelled: Cancellation) -> _T:
     try:
         return retrying(call)
     except _TryAgainError as exc:
-        raise BinaryUnavailableError(f"{url}: {exc}, {_ATTEMPTS} times in a row") from exc
+        raise BinaryUnavailableError(f"{redact(url)}: {exc}, {_ATTEMPTS} times in a row") from exc
     except NotFoundError as exc:
-        raise NotFoundError(f"{url}: {exc}") from exc
+        raise NotFoundError(f"{redact(url)}: {exc}") from exc
     except BinaryUnavailableError as exc:
-        raise BinaryUnavailableError(f"{url}: {exc}") from exc
+        raise BinaryUnavailableError(f"{redact(url)}: {exc}") from exc
+    except (ValueError, ArithmeticError, LookupError, TypeError) as exc:
+        raise BinaryUnavailableError(f"{redact(url)}: no sense in it: {type(exc).__name__}") from exc
 
 
 def _pause(state: RetryCallState) -> float:
@@ -239,14 +250,14 @@ def _pause_asked_for(answer: httpx.Response) -> float | None:
     """Seconds until the server wants to be asked again; None: it does not say."""
     # The server's clock is compared with itself: that of a machine which has just booted may be off.
     now, after = _moment(answer.headers.get("Date")), answer.headers.get("Retry-After", "")
-    if after.isdecimal():
+    if _SECONDS.fullmatch(after):
         return float(after)
     if now is None:
         return None
     if (at := _moment(after)) is not None:
         return max(0.0, (at - now).total_seconds())
     reset, left = (answer.headers.get(f"X-RateLimit-{name}", "") for name in ("Reset", "Remaining"))
-    if answer.status_code in _LIMITED and left == "0" and reset.isdecimal():
+    if answer.status_code in _LIMITED and left == "0" and _SECONDS.fullmatch(reset):
         return max(0.0, int(reset) - now.timestamp()) + 1.0
     return None
 
@@ -255,6 +266,6 @@ def _moment(text: str | None) -> datetime | None:
     """An HTTP date."""
     try:
         moment = parsedate_to_datetime(text or "")
-    except ValueError:
+    except (ValueError, ArithmeticError):
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -143,7 +143,7 @@ _CONFIG_FIELDS: Final[Mapping[str, _Hook]] = {
     "runner_name": _optional(_text(f"a name of 1 to {RUNNER_NAME_LENGTH} characters", _RUNNER_NAME)),
     "is_org": lambda value, type_: False if value is None else _flag(value, type_),
     "created_at": _optional(_moment),
-    "termination_queue_url": _optional(_line),
+    "termination_queue_url": _optional(_text("a URL with http:// or https://", r"https?://[^\s/?#@]+/\S*")),
     "cache_url": _optional(_line),
     "cache_token": _secret,
     "runner_logs_bucket": _optional(_line),

@@ -58,6 +58,8 @@ class World:
     script: RunnerScript = Factory(RunnerScript)
     limits: Limits = Factory(Limits)
     poweroff: bool = False
+    knows_itself: bool = True
+    """Whether the agents know which instance they are on."""
     seed: int = 0
     now: Callable[[], datetime] = Factory(wall_clock)
     spoil: Callable[[Ports], Ports] = field(default=lambda ports: ports)
@@ -114,5 +116,8 @@ class World:
 
     def _options(self) -> AgentOptions:
         return AgentOptions(
-            instance_id=self.machine.instance_id, arch="x64", poweroff=self.poweroff, limits=self.limits
+            instance_id=self.machine.instance_id if self.knows_itself else "",
+            arch="x64",
+            poweroff=self.poweroff,
+            limits=self.limits,
         )

@@ -12,7 +12,7 @@ from agent_adapters.wire import message_to_json
 from agent_app.container import Container
 from agent_app.display import Aside
 from agent_app.exit_status import ExitStatus, exit_status
-from agent_app.identity import identified, metadata_of
+from agent_app.identity import identified, metadata_of, spare_metadata_the_proxy
 from agent_app.running import live, reap
 from agent_app.settings import Loaded, Settings, add_arguments, describe, load
 from agent_core import __version__
@@ -74,7 +74,7 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
         if errors and {"profile", "job", "runner_archive"} & vars(parsed).keys():
             # Somebody meant another profile: that is no reason to terminate the machine they sit at.
             return _refuse(ExitStatus.USAGE, *errors)
-        settings, unknown = identified(settings, metadata_of(os.environ))
+        settings, unknown = identified(settings, metadata_of(os.environ), hurry=early)
         errors += unknown
     elif not _is_writable(settings.state_dir):
         # There is nothing here that could be terminated, nor a place to write down that it was asked for.
@@ -97,6 +97,11 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
 
 def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
     settings = loaded.settings
+    for error in loaded.errors:
+        print(f"runs-fleet-agent: {error}", file=sys.stderr)  # noqa: T201
+    if "state_dir" in loaded.faulty:
+        # Who knows which agent this is about, and whether it is alive?
+        return ExitStatus.CONFIG
     if settings.profile == "aws":
         settings, _ = identified(settings, metadata_of(os.environ))
     # It needs no job and no archive, and a value that is wrong is no reason to leave an instance behind.
@@ -128,7 +133,10 @@ def _print_last(line: str) -> None:
 
 
 def _container(settings: Settings, display: Aside) -> Container:
-    return Container(settings=settings, environ=dict(os.environ), observer=display)
+    environ = dict(os.environ)
+    if settings.profile == "aws":
+        spare_metadata_the_proxy(os.environ)
+    return Container(settings=settings, environ=environ, observer=display)
 
 
 def _unwritable(settings: Settings) -> str:

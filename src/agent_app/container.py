@@ -25,7 +25,7 @@ from agent_adapters.state import FileJournal, FileLogSpool, StateLock
 from agent_adapters.stderr import StderrOnlyLogSink
 from agent_app.identity import metadata_of
 from agent_app.settings import Settings
-from agent_core.events import Observer
+from agent_core.events import Event, JobStarted, Observer
 from agent_core.life import AgentOptions
 from agent_core.lifecycle import Agent
 from agent_core.ports import Ports
@@ -41,8 +41,8 @@ def runner_arch() -> str:
     return _ARCHES.get(machine().lower(), machine().lower())
 
 
-_WARMED: Final = ("ssm", "s3", "logs", "sqs", "ec2")
-"""In the order in which they are needed."""
+_FOR_THE_END: Final = ("sqs", "ec2")
+"""Made while the job runs: what is slow, or needs memory, is done before it counts."""
 
 
 def _lazy(path: str) -> Callable[..., Any]:
@@ -91,8 +91,19 @@ def _sink_of(settings: Settings) -> str:
     return "cloudwatch" if settings.log_group else "stderr"
 
 
-def _warm(clients: Any) -> None:
-    clients.warm(_WARMED)
+def _warming(observer: Observer, clients: Any) -> Observer:
+    """The observer, which has the clients for the end made when the job begins."""
+
+    def observe(event: Event) -> None:
+        if isinstance(event, JobStarted):
+            clients.warm(_FOR_THE_END)
+        observer(event)
+
+    return observe
+
+
+def _as_it_is(observer: Observer) -> Observer:
+    return observer
 
 
 class Container(containers.DeclarativeContainer):
@@ -116,11 +127,6 @@ class Container(containers.DeclarativeContainer):
     metadata = providers.Singleton(metadata_of, environ)
     spot_watch = providers.Singleton(_lazy("agent_adapters.aws.spot.SpotWatch"), metadata)
     probes = providers.Singleton(_lazy("agent_adapters.aws.probes.AwsProbes"), clients, now)
-    warm_up = providers.Selector(
-        profile,
-        aws=providers.Callable(_warm, clients),
-        local=providers.Object(None),
-    )
 
     # The ports
 
@@ -202,5 +208,10 @@ class Container(containers.DeclarativeContainer):
         journal=journal,
     )
     options = providers.Callable(_options, settings)
-    agent = providers.Singleton(Agent, options, ports, now=now, rng=rng, observer=observer)
+    warming = providers.Selector(
+        profile,
+        aws=providers.Callable(_warming, observer, clients),
+        local=providers.Callable(_as_it_is, observer),
+    )
+    agent = providers.Singleton(Agent, options, ports, now=now, rng=rng, observer=warming)
     reaping = providers.Callable(reap, options, ports, now=now, rng=rng, observer=observer)

@@ -40,7 +40,6 @@ def reap(container: Container) -> Outcome | None:
 
 
 async def _live(container: Container, refused: AgentError | None, early: Sequence[signal.Signals]) -> Outcome:
-    container.warm_up()
     agent = container.agent()
     loop = asyncio.get_running_loop()
     for number in _heard():

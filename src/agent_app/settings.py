@@ -179,6 +179,8 @@ class Loaded:
     """A faulty value is replaced by its default, so that the instance can still be terminated."""
     errors: tuple[str, ...]
     """A line each: what is set, where, and what it takes; without a URL's user and password."""
+    faulty: frozenset[str]
+    """The fields with such a value."""
     sources: Mapping[str, str]
     """For each field, where its value was set, or `default`, or `default (local)`."""
 
@@ -217,6 +219,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path = DEFA
     return Loaded(
         settings=evolve(settings, **own),
         errors=(*errors, *(faults[n] for n in _TABLE if n in faults)),
+        faulty=frozenset(faults),
         sources=sources | {n: f"{place.layer} {place.name}" for n, place in sound.items()},
     )
 

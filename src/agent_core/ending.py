@@ -156,7 +156,7 @@ class Ending:
     async def _terminate(self) -> None:
         """Asks until the request is accepted, whatever the answer, for as long as the phase lasts."""
         life = self._life
-        instance_id, backoff = life.options.instance_id, Backoff(first=0.5, most=8.0)
+        instance_id, backoff = life.record.instance_id, Backoff(first=0.5, most=8.0)
         loop = asyncio.get_running_loop()
         end, attempt = loop.time() + phase_seconds(Phase.TERMINATING, life.limits), 0
         while True:
@@ -164,7 +164,7 @@ class Ending:
                 request = life.ports.terminator.terminate(instance_id)
                 await within(TERMINATE_CALL_SECONDS, "the request to terminate", request)
             except Exception as exc:  # noqa: BLE001 - an unknown fault is no reason to keep the machine
-                life.warn(f"the request to terminate {instance_id} was not accepted: {exc}")
+                life.warn(f"the request to terminate {instance_id or 'this'} was not accepted: {exc}")
                 self._terminate_error = exc if isinstance(exc, TerminatorError) else _unknown(exc)
             else:
                 self._terminate_error = None
@@ -173,8 +173,8 @@ class Ending:
                 await life.chronicle.save(terminated=True)
                 return
             delay = backoff.delay(attempt, life.rng)
-            if loop.time() + delay >= end:
-                return
+            if loop.time() + delay >= end or not instance_id:
+                return  # who has no name is not found by asking again
             await asyncio.sleep(delay)
             attempt += 1
 

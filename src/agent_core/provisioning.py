@@ -4,10 +4,12 @@ from typing import Final
 
 from attrs import evolve
 
-from agent_core.errors import BinaryUnavailableError
+from agent_core.deadline import within
+from agent_core.errors import BinaryUnavailableError, DeadlineError
 from agent_core.events import Downloading, RunnerInPlace
 from agent_core.life import Life
 from agent_core.model import JobConfig, Release, ReleaseRequest
+from agent_core.policy import CALL_SECONDS
 
 __all__ = ["provision"]
 
@@ -38,9 +40,14 @@ async def _wanted(life: Life, config: JobConfig, prebaked: str | None) -> tuple[
     pinned = config.runner_sha256
     if pinned is not None and version != _LATEST:
         return version, Release(version=version, arch=arch, sha256=pinned)
+    request = ReleaseRequest(version=version, arch=arch)
     try:
-        release = await life.ports.binary_store.resolve(ReleaseRequest(version=version, arch=arch))
-    except BinaryUnavailableError as exc:
+        if prebaked is None or version != _LATEST:
+            release = await life.ports.binary_store.resolve(request)
+        else:
+            asking = life.ports.binary_store.resolve(request)
+            release = await within(CALL_SECONDS, "asking for the latest runner", asking)
+    except (BinaryUnavailableError, DeadlineError) as exc:
         if prebaked is None or version != _LATEST:
             raise
         life.warn(f"which runner is the latest is not known; the prebaked one is used: {exc}")

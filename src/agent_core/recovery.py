@@ -1,25 +1,30 @@
 """What an earlier agent left on this instance, and how a successor finishes it."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from random import Random
+from typing import Final
 
 from attrs import asdict
 
 from agent_core import __version__
 from agent_core.deadline import within
 from agent_core.ending import Ending, Outcome
-from agent_core.errors import JournalDamagedError
+from agent_core.errors import DeadlineError, HostUnavailableError, JournalDamagedError
 from agent_core.events import Observer
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
 from agent_core.model import JournalRecord
-from agent_core.policy import JOURNAL_LOAD_SECONDS, JOURNAL_LOADS
+from agent_core.policy import CALL_SECONDS, JOURNAL_LOAD_SECONDS, JOURNAL_LOADS
 from agent_core.ports import HostProbe, Ports
 from agent_core.status import Observed
 
 __all__ = ["Remains", "inspect", "observed_of", "reap"]
+
+
+_SAME_BOOT: Final = timedelta(seconds=60)
+"""The moment of a boot is reckoned from the wall clock, which may be set right after it."""
 
 
 class Remains(Enum):
@@ -55,12 +60,25 @@ async def inspect(life: Life) -> tuple[Remains, JournalRecord | None]:
         DeadlineError: it does not answer.
     """
     record = await _load(life)
-    remains = judge(record, life.options.instance_id, life.ports.host_probe)
+    instance_id = life.options.instance_id
+    if not instance_id and record is not None and await _is_of_this_boot(life, record):
+        # Nobody else tells who this is; what was written since the machine has started is about this one.
+        instance_id = record.instance_id
+        life.chronicle.note(instance_id=instance_id)
+    remains = judge(record, instance_id, life.ports.host_probe)
     if remains is Remains.FOREIGN and record is not None:
         life.warn(f"the journal is of {record.instance_id}, not of this instance; it is not read on")
-    if remains is not Remains.ALIVE:
+    if instance_id and remains is not Remains.ALIVE:
         life.chronicle.allow()
     return remains, record
+
+
+async def _is_of_this_boot(life: Life, record: JournalRecord) -> bool:
+    try:
+        sample = await within(CALL_SECONDS, "measuring the host", life.ports.host_probe.sample())
+    except (HostUnavailableError, DeadlineError):
+        return False
+    return record.booted_at is not None and abs(sample.booted_at - record.booted_at) < _SAME_BOOT
 
 
 async def _load(life: Life) -> JournalRecord | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import threading
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,7 @@ from agent_core.model import Release, ReleaseRequest
 from agent_core.testing import simulation
 from agent_core.testing.contracts import BinaryStoreContract, runner_archive
 from agent_core.testing.contracts.contract import until
-from support.faults import Answer, Hang, Refuse, Slow, Truncate, denied, throttled
+from support.faults import Answer, Hang, Refuse, Reply, Slow, Truncate, denied, throttled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -655,3 +656,82 @@ def test_a_bucket_that_denies_everything_is_told(
 
     expected = "which may not be read" if is_there else "was not put into the cache"
     assert expected in warnings[0]
+
+
+def test_an_empty_object_is_healed(aws: Aws, github: GitHub, bucket: str, root: Path) -> None:
+    """It has no bytes to be asked for, and is the wrong object all the same."""
+    github.publish("2.336.0", "x64", ARCHIVE)
+    aws.client("s3").put_object(Bucket=bucket, Key=key_of("2.336.0", "x64"), Body=b"")
+
+    (warning,) = install(s3_store(bucket, github, root))
+
+    assert "the object is empty" in warning
+    aws.wait_for("s3:PutObject", status=200)
+    assert object_in(aws, bucket) == ARCHIVE
+
+
+@pytest.mark.parametrize(
+    "range_", ["bytes 0-9/*", "bytes 5-9/10", "bytes 0-99999999999/99999999999", "", "x"]
+)
+def test_a_bucket_that_lies_takes_no_memory(
+    aws: Aws, github: GitHub, root: Path, monkeypatch: pytest.MonkeyPatch, range_: str
+) -> None:
+    """What it says of its parts is held against what was asked."""
+    bucket = aws.bucket()
+    github.publish("2.336.0", "x64", ARCHIVE)
+    headers = {"Content-Range": range_, "ETag": '"x"'} if range_ else {}
+    monkeypatch.setattr(type(aws), "answer", lambda *_: Reply(206, bytes(50_000_000), headers))
+
+    (warning,) = install(s3_store(bucket, github, root))
+
+    assert "is not used, GitHub is asked" in warning
+    assert files_in(root) == FILES
+
+
+# Passwords of URLs
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_password_in_a_url_is_not_shown(github: GitHub, root: Path) -> None:
+    """Nor a piece of it."""
+    github.faults.plan("github:*", Answer(503))
+    api_url, url = (each.replace("http://", "http://user:planted@") for each in (github.api_url, github.url))
+    store = GitHubBinaryStore(api_url, url, root)
+
+    for call in (store.resolve(LATEST), store.install(PINNED, lambda *_: None, lambda _: None)):
+        with pytest.raises(BinaryUnavailableError) as caught:
+            asyncio.run(call)
+        assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("proxy", ["http://user:pla/nted@127.0.0.1:1", "http://u:planted@h:abc", "planted"])
+def test_a_proxy_of_no_use_is_not_shown(
+    github: GitHub, root: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    """The error names the variables instead."""
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setattr("agent_adapters.web._PAUSE", lambda _: 0.0)
+
+    with pytest.raises(BinaryUnavailableError) as caught:
+        asyncio.run(github_store(github, root).resolve(LATEST))
+
+    assert not re.search("planted|pla|nted", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "9" * 400},
+        {"Retry-After": "9" * 400},
+        {"Retry-After": "-5"},
+        {"Retry-After": "Sat, 99 Nov 9999999999 22:22:22 GMT"},
+    ],
+)
+@pytest.mark.usefixtures("no_pauses")
+def test_odd_headers_are_no_fault_of_ours(github: GitHub, root: Path, headers: dict[str, str]) -> None:
+    """It is GitHub that is not to be had."""
+    github.faults.plan("github:*", Answer(429, headers=headers))
+
+    with pytest.raises(BinaryUnavailableError):
+        asyncio.run(github_store(github, root).resolve(LATEST))

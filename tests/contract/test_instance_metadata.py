@@ -10,11 +10,11 @@ import pytest
 
 from agent_adapters.aws.metadata import InstanceMetadata, MetadataUnavailableError, SpotNotice
 from agent_adapters.aws.spot import SpotWatch
-from agent_app.identity import identified, metadata_of
+from agent_app.identity import identified, metadata_of, spare_metadata_the_proxy
 from agent_app.settings import Settings
 from agent_core.model import StopReason, StopRequest
 from agent_core.testing.contracts.contract import until
-from support.faults import Answer, Hang, Refuse, Truncate
+from support.faults import Answer, Hang, Refuse, Slow, Truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,97 @@ def test_no_instance_has_no_identity() -> None:
         InstanceMetadata("http://127.0.0.1:1").region()
 
 
+GARBAGE = ["<html>\n</html>", "abc\ndef", "ünïcode", "", " ", "i-0123", "eu-west-1; rm", "x" * 100_000]
+
+
+@pytest.mark.parametrize("text", GARBAGE)
+@pytest.mark.parametrize("path", ["api/token", "meta-data/instance-id", "meta-data/placement/region"])
+def test_what_answers_may_not_be_the_service(text: str, path: str) -> None:
+    """A portal, a proxy, a service that is starting: its words are no token, no instance, no region."""
+    good = {"api/token": "a-token", "meta-data/instance-id": "i-0123456789abcdef0"}
+    metadata = Answering({**good, "meta-data/placement/region": "eu-west-1", path: text})
+    question = metadata.region if path == "meta-data/placement/region" else metadata.instance_id
+
+    if path == "api/token" and text == "i-0123":
+        assert question() == "i-0123456789abcdef0"
+    else:
+        with pytest.raises(MetadataUnavailableError):
+            question()
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "[" * 60_000, "5", "null", '{"action": 1}', '{"time": "0001-01-01T00:00:00+14:00"}']
+)
+def test_an_odd_notice_is_none(text: str) -> None:
+    """The next look may find a better one."""
+    metadata = Answering({"api/token": "a-token", "meta-data/spot/instance-action": text})
+    with pytest.raises(MetadataUnavailableError):
+        metadata.spot_notice()
+
+
+class Answering(InstanceMetadata):
+    """Answers with texts, by path."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        super().__init__("http://metadata.invalid")
+        self._texts = texts
+
+    def _ask_for(self, method: str, path: str, headers: dict[str, str]) -> str:
+        assert (method == "PUT") is (path == "api/token")
+        assert headers
+        return self._texts[path][:4096]
+
+
+@pytest.mark.parametrize("endpoint", ["169.254.169.254", "garbage", "http://[::1", "file:///etc"])
+def test_an_endpoint_that_is_none(endpoint: str) -> None:
+    """It is an error of the settings, and not the end of the agent."""
+    settings, errors = identified(Settings(), InstanceMetadata(endpoint), patience=0.0)
+
+    assert (settings.instance_id, len(errors)) == (None, 2)
+
+
+def test_a_trickle_is_left_to_itself(
+    imds: Imds, metadata: InstanceMetadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole answer has a bound, not only each byte of it."""
+    monkeypatch.setattr("agent_adapters.aws.metadata._ANSWER_SECONDS", 0.3)
+    imds.faults.plan("imds:*", Slow(2))
+
+    with pytest.raises(MetadataUnavailableError):
+        metadata.region()
+
+
+def test_a_redirect_is_not_followed(imds: Imds, metadata: InstanceMetadata) -> None:
+    """Nobody else gets the token."""
+    imds.faults.plan(
+        "imds:region", Answer(302, headers={"Location": f"{imds.url}/latest/meta-data/instance-id"})
+    )
+
+    with pytest.raises(MetadataUnavailableError):
+        metadata.region()
+
+
 # Identity
+
+
+def test_a_signal_ends_the_asking(imds: Imds, metadata: InstanceMetadata) -> None:
+    """Whoever was asked to stop does not wait for the metadata service."""
+    imds.faults.plan("imds:*", Refuse())
+
+    _, errors = identified(Settings(), metadata, hurry=["SIGTERM"])
+
+    assert len(errors) == 2
+    assert len(imds.calls) <= 4
+
+
+def test_botocore_is_spared_the_proxy() -> None:
+    """It asks the metadata service itself, and keeps to what else is set."""
+    environ = {"NO_PROXY": "example.com"}
+
+    spare_metadata_the_proxy(environ)
+    spare_metadata_the_proxy(environ)
+
+    assert environ["NO_PROXY"] == environ["no_proxy"] == "example.com,169.254.169.254,fd00:ec2::254"
 
 
 def test_what_is_set_is_not_asked_for(imds: Imds, metadata: InstanceMetadata) -> None:
@@ -183,6 +273,27 @@ def test_a_rebalance_recommendation_is_only_told(imds: Imds, metadata: InstanceM
 
     (warning,) = told.warnings
     assert "2026-11-21T12:02:00" in warning
+
+
+def test_no_fault_ends_the_watch(
+    imds: Imds, metadata: InstanceMetadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever one look ends with, the next one may hear."""
+    told, look = Told(), metadata.spot_notice
+    faults = [ZeroDivisionError("of our own"), RecursionError(), ValueError("odd")]
+
+    def spot_notice() -> SpotNotice | None:
+        if faults:
+            raise faults.pop()
+        return look()
+
+    async def meanwhile(_: Told) -> None:
+        imds.spot_notice(AT)
+
+    monkeypatch.setattr(metadata, "spot_notice", spot_notice)
+    watch(metadata, told, meanwhile)
+
+    assert len(told.stops) == len(told.warnings) == 1
 
 
 def test_a_deaf_watch_says_so_once(imds: Imds, metadata: InstanceMetadata) -> None:

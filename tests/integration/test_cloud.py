@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sample_runner.build import build_archive, jit_config
 
-from support.faults import Answer, Hang, Lose, Refuse, denied, throttled, wall_clock
+from support.faults import Answer, Hang, Lose, Refuse, Slow, denied, throttled, wall_clock
 from support.instance import GROUP, JOB_ID, TOKEN, VERSION, Ended, Instance
 from support.wheel import processes_of
 
@@ -521,7 +521,7 @@ def test_successor_ends_what_a_killed_agent_left(instance: Instance, command: st
     instance.put_config()
     instance.publish(job=LONG_JOB)
     running = instance.start()
-    running.wait_for("begun")
+    running.wait_for("sent the message started")
     running.send(signal.SIGKILL)
     running.process.communicate(timeout=60)
     assert processes_of(instance.folder), "the runner lives on: that is what there is to end"
@@ -531,6 +531,117 @@ def test_successor_ends_what_a_killed_agent_left(instance: Instance, command: st
     again = instance.run(command="reap")
     assert (again.status, again.messages) == (0, ended.messages)
     assert len(instance.aws.terminations) == 1
+
+
+@pytest.mark.parametrize("command", ["reap", "run"])
+def test_successor_while_the_metadata_service_is_down(instance: Instance, command: str) -> None:
+    """The journal knows which instance this is: the queue hears how it ended, and the instance goes."""
+    instance.put_config()
+    instance.publish(job=LONG_JOB)
+    # No role without the metadata service.
+    keys = {name: value for name, value in instance.aws.environ.items() if "KEY" in name or "REGION" in name}
+    running = instance.start(variables=keys)
+    running.wait_for("sent the message started")
+    running.send(signal.SIGKILL)
+    running.process.communicate(timeout=60)
+    instance.imds.faults.plan("imds:*", Refuse())
+    ended = instance.run(command=command, variables=keys)
+    final = assert_one_end(ended, "failure")
+    assert (final["instance_id"], final["error_phase"]) == (instance.instance_id, "running")
+
+
+def test_reap_with_a_state_folder_that_is_none(instance: Instance) -> None:
+    """A typo must not end a machine whose agent is alive elsewhere."""
+    ended = instance.run(command="reap", variables={"RUNS_FLEET_STATE_DIR": "~/typo"})
+    assert (ended.status, ended.state) == (78, "running")
+    assert "RUNS_FLEET_STATE_DIR: '~/typo'" in ended.stderr
+
+
+# Strangers in a service's place
+
+
+def test_metadata_service_that_answers_garbage(instance: Instance) -> None:
+    """Once is no harm; for good, it ends like one that does not answer."""
+    instance.put_config()
+    instance.publish()
+    stranger = Answer(200, headers={"Content-Type": "text/html"})
+    instance.imds.faults.plan("imds:token", stranger, times=1)
+    instance.imds.faults.plan("imds:instance-id", stranger, times=1)
+    assert_one_end(instance.run(), "success")
+
+
+@pytest.mark.parametrize("endpoint", ["garbage", "169.254.169.254", "http://[::1"])
+def test_metadata_endpoint_that_is_none(instance: Instance, endpoint: str) -> None:
+    """It is a fault of the settings; the last resort is taken, where it is armed."""
+    called = stand_in(instance.folder / "bin", "systemctl")
+    variables = {
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT": endpoint,
+        "RUNS_FLEET_POWEROFF": "1",
+        "PATH": f"{called.parent}:{safe_path(instance.folder)}",
+    }
+    ended = instance.run(variables=variables)
+    assert ended.status == 78
+    assert "RUNS_FLEET_INSTANCE_ID: not set" in ended.stderr
+    assert called.read_text().endswith("systemctl poweroff\n")
+
+
+def test_sigterm_while_the_metadata_service_trickles(instance: Instance) -> None:
+    """It is obeyed before the agent knows who it is."""
+    instance.imds.faults.plan("imds:*", Slow(2))
+    running = instance.start()
+    instance.imds.wait_for("imds:token")
+    running.send(signal.SIGTERM)
+    ended = running.end()
+    assert "stop: interrupted by SIGTERM" in ended.stderr
+    assert ended.status == 78
+
+
+@pytest.mark.parametrize("match", ["ec2:TerminateInstances", "sqs:SendMessage"])
+def test_one_answer_that_trickles(instance: Instance, match: str) -> None:
+    """It does not hold up the next try."""
+    instance.put_config()
+    instance.publish()
+    instance.aws.faults.plan(match, Slow(3), times=1)
+    ended = instance.run()
+    assert_one_end(ended, "success")
+    assert ended.status == 0
+
+
+def test_credentials_that_trickle(instance: Instance) -> None:
+    """One look that does not end is not the last one."""
+    instance.put_config()
+    instance.publish()
+    instance.imds.faults.plan("imds:security-credentials", Slow(2), times=1)
+    assert_one_end(instance.run(), "success")
+
+
+def test_endpoint_of_a_service_that_is_not_needed(instance: Instance) -> None:
+    """The job runs without the cache."""
+    instance.put_config()
+    instance.publish()
+    ended = instance.run(variables={"AWS_ENDPOINT_URL_S3": "garbage"})
+    assert_one_end(ended, "success")
+    assert "GitHub is asked" in ended.stderr
+
+
+def test_proxy_that_everything_goes_through(instance: Instance) -> None:
+    """The instance's credentials do not: a proxy would answer for its own host."""
+    instance.put_config()
+    instance.publish()
+    ended = instance.run(variables={"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "127.0.0.1"})
+    assert_one_end(ended, "success")
+
+
+def test_password_of_a_url(instance: Instance) -> None:
+    """It comes out nowhere."""
+    instance.put_config()
+    instance.github.faults.plan("github:*", Answer(503))
+    url = instance.github.api_url.replace("http://", "http://user:planted-password@")
+    ended = instance.run(variables={"RUNS_FLEET_GITHUB_API_URL": url})
+    final = assert_one_end(ended, "failure", started=False)
+    journal = (instance.state_dir / "journal.json").read_text()
+    for text in (ended.stderr, json.dumps(final), journal, *ended.log):
+        assert "planted-password" not in text
 
 
 # What comes out

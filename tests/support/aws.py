@@ -329,7 +329,9 @@ class Aws(FakeServer):
                 answer = json.loads(body)
                 answer.pop("rejectedLogEventsInfo", None)
                 body = json.dumps(answer | ({"rejectedLogEventsInfo": rejected} if rejected else {})).encode()
-        return Reply(reply.status, body, reply.headers)
+        # moto says text/html, the real service its protocol.
+        others = {name: value for name, value in reply.headers.items() if name.lower() != "content-type"}
+        return Reply(reply.status, body, {**others, "Content-Type": "application/x-amz-json-1.1"})
 
     def _send_message(self, request: Request) -> Reply:
         asked = json.loads(request.content) if "x-amz-target" in request.headers else _form(request)

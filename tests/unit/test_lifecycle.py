@@ -37,6 +37,7 @@ from agent_core.model import (
     Limits,
     LogEvent,
     Release,
+    ReleaseRequest,
     Secret,
     Status,
     StatusMessage,
@@ -45,7 +46,7 @@ from agent_core.model import (
 )
 from agent_core.phases import TRANSITIONS, Phase
 from agent_core.testing.faults import FaultKind, Faults, faulty_ports
-from agent_core.testing.simulation import EPOCH, run
+from agent_core.testing.simulation import EPOCH, SimulatedCrashError, run
 
 SIGTERM = StopRequest(StopReason.INTERRUPTED, "interrupted by SIGTERM", by="SIGTERM")
 
@@ -403,6 +404,20 @@ def test_prebaked_runner_where_nobody_knows_the_latest() -> None:
     assert "the prebaked one is used" in texts(world)
 
 
+def test_prebaked_runner_where_github_takes_its_time() -> None:
+    """Who asks for the latest waits a little, and then takes what is there."""
+    world = with_prebaked("2.335.0")
+
+    async def resolve(_: ReleaseRequest) -> Release:
+        await asyncio.sleep(600)
+        raise AssertionError("nobody waits for this")
+
+    world.binary_store.resolve = resolve  # type: ignore[method-assign, assignment]
+    live(world)
+    assert (final(world).status, final(world).runner_version) == (Status.SUCCESS, "2.335.0")
+    assert final(world).bootstrap_runner_seconds == 15.0
+
+
 def test_prebaked_runner_is_no_substitute_for_a_pinned_version() -> None:
     """Whoever names a version gets that one, or a failure."""
     world = with_prebaked("2.335.0", config=evolve(A_JOB, runner_version="2.999.0"))
@@ -444,6 +459,52 @@ def test_power_off_that_fails() -> None:
     outcome = live(world)
     assert not outcome.powered_off
     assert "the host does not power off: systemctl: not found" in texts(world)
+
+
+# A machine that does not know which one it is
+
+
+def test_successor_without_a_name_takes_it_from_the_journal() -> None:
+    """Of the same boot: the job's end is told under its own ID, and the instance goes."""
+    world = World(script=RunnerScript(job_seconds=None))
+    with pytest.raises(SimulatedCrashError):
+        run(lambda: world.agent().run(), crash_at=100)
+    world.crash()
+    world.knows_itself = False
+    outcome = run(world.reap)
+    assert outcome is not None
+    assert world.terminator.requests == [world.machine.instance_id]
+    assert (final(world).instance_id, final(world).status) == (world.machine.instance_id, Status.FAILURE)
+
+
+def test_successor_without_a_name_and_another_boot() -> None:
+    """The journal may have come with the image: it is left as it is, and nobody is terminated."""
+    world = World(script=RunnerScript(job_seconds=None))
+    with pytest.raises(SimulatedCrashError):
+        run(lambda: world.agent().run(), crash_at=100)
+    world.crash()
+    journal = world.machine.journal
+    world.machine.booted_at += timedelta(days=1)
+    world.knows_itself = False
+    outcome = run(world.reap)
+    assert outcome is not None
+    assert (outcome.terminated, world.terminator.requests) == (False, [])
+    assert world.machine.journal == journal
+
+
+def test_agent_without_a_name_asks_once() -> None:
+    """There is nothing to terminate by asking again: what is armed for that comes at once."""
+    world = World(poweroff=True, knows_itself=False)
+    begun: list[float] = []
+
+    async def main() -> Outcome:
+        outcome = await world.agent().run(SettingsError("RUNS_FLEET_INSTANCE_ID: not set"))
+        begun.append(asyncio.get_running_loop().time())
+        return outcome
+
+    assert run(main).powered_off
+    assert begun[0] < 30
+    assert world.machine.journal is None
 
 
 # Services that hang

@@ -157,7 +157,7 @@ def value_of(loaded: Loaded, name: str) -> object:
 class TestDefaults:
     def test_nothing_set_is_no_error(self) -> None:
         assert load({}, {}, NO_FILE) == Loaded(
-            settings=Settings(), errors=(), sources=dict.fromkeys(NAMES, "default")
+            settings=Settings(), errors=(), faulty=frozenset(), sources=dict.fromkeys(NAMES, "default")
         )
 
     def test_are_those_of_the_contract(self) -> None:
@@ -764,7 +764,12 @@ class TestProperties:
     @settings(deadline=None)
     @given(st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=30)))
     def test_what_describe_shows_of_a_time_is_the_time(self, time: timedelta) -> None:
-        loaded = Loaded(settings=Settings(idle_minutes=time), errors=(), sources=dict.fromkeys(NAMES, ""))
+        loaded = Loaded(
+            settings=Settings(idle_minutes=time),
+            errors=(),
+            faulty=frozenset(),
+            sources=dict.fromkeys(NAMES, ""),
+        )
         (shown,) = (text for name, text, _ in describe(loaded) if name == "idle_minutes")
         assert load_environ(idle_minutes=shown.removesuffix(" minutes")).settings.idle_minutes == time
 

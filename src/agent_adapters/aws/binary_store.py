@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import tempfile
 import threading
 from base64 import b64encode
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 from attrs import frozen
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from agent_adapters.aws.clients import AwsClients, Meanings, error_code
 from agent_adapters.installer import Installer, Report
 from agent_adapters.threads import Cancellation, spawn
-from agent_core.errors import BinaryUnavailableError, DigestMismatchError
+from agent_core.errors import AgentError, BinaryUnavailableError, DigestMismatchError
 from agent_core.model import Release, ReleaseRequest
 from agent_core.ports import BinaryStore, Progress, Warn
 
@@ -38,6 +39,8 @@ _UPLOAD_NICENESS: Final = 10
 
 _MISSING: Final = frozenset({"NoSuchKey", "404"})
 _DENIED: Final = frozenset({"AccessDenied", "403"})
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})", re.ASCII)
+_EMPTY: Final = frozenset({"InvalidRange", "416"})
 _WRITTEN_BY_ANOTHER: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 _MEANINGS: Final = Meanings(unavailable=BinaryUnavailableError, denied=BinaryUnavailableError)
 
@@ -61,7 +64,7 @@ def cache_key(release: Release) -> str:
     return f"runners/{release.version}/{release.arch}/actions-runner-{release.version}.tar.gz"
 
 
-class _MissError(Exception):
+class _MissError(AgentError):
     """The bucket does not have it, or does not let this role know: `denied` has its words then.
 
     To a role without s3:ListBucket, S3 denies what it does not have.
@@ -134,7 +137,10 @@ class S3BinaryStore(BinaryStore):
                 loop.call_soon_threadsafe(warn, text)
 
         upload = _Upload(self._clients, self._bucket, release, replaces, denied, warn_from_thread)
-        spawn("S3 upload", partial(upload.run, copy))
+        try:
+            threading.Thread(target=upload.run, args=(copy,), name="S3 upload", daemon=True).start()
+        except RuntimeError:
+            copy.close()  # no thread to be had: the job goes first
 
 
 def _keep_nothing(_chunk: bytes) -> None:
@@ -184,8 +190,12 @@ class _Download:
                 raise _MissError from exc
             if error_code(exc) in _DENIED:
                 raise _MissError(str(exc)) from exc
+            if error_code(exc) in _EMPTY:
+                head = self._clients.get("s3").head_object(Bucket=self._bucket, Key=self._key)
+                self.etag = head["ETag"]
+                raise DigestMismatchError("the object is empty") from exc
             raise
-        self._total, self.etag = int(answer["ContentRange"].rpartition("/")[2]), answer["ETag"]
+        self._total, self.etag = _range_of(answer)[2], answer["ETag"]
         return part
 
     def _begin(self, start: int) -> Future[bytes]:
@@ -196,7 +206,15 @@ class _Download:
 
         def get() -> tuple[Mapping[str, Any], bytes]:
             answer = self._get(start)
-            return answer, answer["Body"].read()
+            first, last, _ = _range_of(answer)
+            size = last - first + 1
+            # A bucket may be anybody's: it is not believed, and no part takes more memory than its share.
+            if first != start or not 0 < size <= _PART_BYTES:
+                raise LookupError("ContentRange")
+            body = answer["Body"].read(size)
+            if len(body) != size:
+                raise IncompleteReadError(actual_bytes=len(body), expected_bytes=size)
+            return answer, body
 
         passing = retry_if_exception(_is_passing)
         return Retrying(stop=stop_after_attempt(_ATTEMPTS), retry=passing, reraise=True)(get)
@@ -206,6 +224,15 @@ class _Download:
         same = {"IfMatch": self.etag} if self.etag else {}
         part = f"bytes={start}-{start + _PART_BYTES - 1}"
         return self._clients.get("s3").get_object(Bucket=self._bucket, Key=self._key, Range=part, **same)
+
+
+def _range_of(answer: Mapping[str, Any]) -> tuple[int, int, int]:
+    """First byte, last byte, and how many there are in all."""
+    match = _CONTENT_RANGE.fullmatch(answer["ContentRange"])
+    if match is None:
+        raise LookupError("ContentRange")
+    first, last, total = map(int, match.groups())
+    return first, last, total
 
 
 def _is_passing(exc: BaseException) -> bool:

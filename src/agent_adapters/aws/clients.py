@@ -5,7 +5,7 @@ No client tries anything again by itself: when to ask again, and for how long, i
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import boto3
@@ -14,11 +14,14 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConfigParseError,
     NoRegionError,
     ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
 )
-from botocore.parsers import ResponseParserError
 
+from agent_adapters.threads import spawn
 from agent_core import __version__
 from agent_core.errors import AgentError
 
@@ -36,6 +39,8 @@ _TIMEOUTS: Final[Mapping[str, tuple[float, float]]] = {
 (`agent_core.policy`), so that its lane is free for the next try."""
 
 _METADATA_ATTEMPTS: Final = 3
+_CREDENTIALS_SECONDS: Final = 8.0
+"""The metadata service is on the host: what takes longer does not come."""
 _CONNECTIONS: Final = 16
 
 _DENIED: Final = frozenset(
@@ -47,6 +52,16 @@ _DENIED: Final = frozenset(
 )  # fmt: skip
 """Codes of any service that say: not allowed, and not tomorrow either. A token that has expired is none of
 them: botocore gets a new one."""
+
+
+_FINAL: Final = (
+    ConfigParseError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+"""What no second try mends."""
 
 
 class AwsClients:
@@ -80,10 +95,8 @@ class AwsClients:
 
         def make() -> None:
             for service in services:
-                try:
+                with suppress(Exception):  # whoever needs it is told
                     self.get(service)
-                except BotoCoreError:
-                    return  # whoever needs it is told
 
         thread = threading.Thread(target=make, name="AWS clients", daemon=True)
         try:
@@ -96,9 +109,7 @@ class AwsClients:
             session = boto3.Session(region_name=self._region)
             session._session.set_config_variable("metadata_service_num_attempts", _METADATA_ATTEMPTS)  # noqa: SLF001
             self._session = session
-        # A client that is made without credentials never gets any.
-        if self._session.get_credentials() is None:
-            raise _NoCredentialsYetError
+        self._need_credentials(self._session)
         connect, read = _TIMEOUTS[service]
         config = Config(
             connect_timeout=connect,
@@ -112,6 +123,18 @@ class AwsClients:
             response_checksum_validation="when_required",
         )
         return self._session.client(service, config=config)
+
+    def _need_credentials(self, session: boto3.Session) -> None:
+        """Sees to it that the session has some: a client that is made without never gets any."""
+        looking = spawn("AWS credentials", session.get_credentials)
+        try:
+            found = looking.result(_CREDENTIALS_SECONDS)
+        except TimeoutError:
+            # The next try has another session, which does not wait for this one's answer.
+            self._session = None
+            raise _NoCredentialsYetError from None
+        if found is None:
+            raise _NoCredentialsYetError
 
 
 class _NoCredentialsYetError(BotoCoreError):  # type: ignore[misc]
@@ -139,14 +162,16 @@ class Meanings:
         """Around calls; `what` names them in the error's text."""
         try:
             yield
+        except AgentError:
+            raise
         except ClientError as exc:
             raise self._of_answer(exc)(f"{what}: {_shown(exc)}") from exc
-        except (NoRegionError, ParamValidationError) as exc:
+        except _FINAL as exc:
             raise self.others.get(type(exc).__name__, self.denied)(f"{what}: {exc}") from exc
         except (BotoCoreError, OSError) as exc:
             raise self.unavailable(f"{what}: {exc}") from exc
-        except (ResponseParserError, LookupError, TypeError, ValueError) as exc:
-            # botocore takes JSON that is cut off for an answer that says nothing.
+        except Exception as exc:
+            # Whoever answers for AWS (a proxy, a portal) can make botocore, and us, raise anything.
             raise self.unavailable(f"{what}: an answer that makes no sense: {type(exc).__name__}") from exc
 
     def _of_answer(self, exc: ClientError) -> type[AgentError]:

@@ -74,7 +74,10 @@ class SsmConfigSource(ConfigSource):
         with _MEANINGS.of(f"parameter {name}"):
             answer = self._clients.get("ssm").get_parameter(Name=name, WithDecryption=True)
             parameter = answer["Parameter"]
-            return parameter["Value"], parameter.get("LastModifiedDate")
+            value, written_at = parameter["Value"], parameter.get("LastModifiedDate")
+            if not isinstance(value, str):
+                raise TypeError("Value")
+            return value, written_at if isinstance(written_at, datetime) else None
 
 
 def _parsed(text: str) -> JobConfig | ConfigError:

@@ -1,6 +1,7 @@
 """Log events to CloudWatch Logs."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from json.encoder import encode_basestring_ascii as quoted
@@ -16,6 +17,7 @@ from agent_core.ports import LogSink
 
 __all__ = ["CloudWatchLogSink"]
 
+_PROTOCOL: Final = re.compile("json|cbor")
 _THERE_ALREADY: Final = "ResourceAlreadyExistsException"
 _MISSING: Final = "ResourceNotFoundException"
 _MEANINGS: Final = Meanings(
@@ -56,8 +58,8 @@ class CloudWatchLogSink(LogSink):
                     if denial is not None:
                         raise self._may_not_be_made(stream, exc) from denial
                 raise
-        self._there.add(stream)
-        return _count_rejected(answer.get("rejectedLogEventsInfo", {}), len(events))
+            self._there.add(stream)
+            return _count_rejected(answer, len(events))
 
     def _make(self, logs: Any, stream: str) -> LogSinkDeniedError | None:
         """Makes the stream, unless it is there; the denial, where that may not be told: a put will tell.
@@ -103,10 +105,23 @@ def _described(events: Sequence[LogEvent]) -> list[dict[str, object]]:
     return [{"timestamp": event.timestamp_ms, "message": event.text} for event in events]
 
 
-def _count_rejected(info: Mapping[str, int], count: int) -> int:
-    """How many of a batch were too old, or too new; the first index is exclusive, the last inclusive."""
-    too_old = max(info.get("tooOldLogEventEndIndex", 0), info.get("expiredLogEventEndIndex", 0))
-    return too_old + count - info.get("tooNewLogEventStartIndex", count)
+def _count_rejected(answer: Mapping[str, Any], count: int) -> int:
+    """How many of a batch were too old, or too new; the first index is exclusive, the last inclusive.
+
+    Raises:
+        LookupError: this is no answer of CloudWatch Logs: whoever stands between may say 200 to anything.
+    """
+    if not _PROTOCOL.search(answer["ResponseMetadata"]["HTTPHeaders"]["content-type"]):
+        raise LookupError("content-type")
+    info = answer.get("rejectedLogEventsInfo", {})
+    old = max(_index(info, "tooOldLogEventEndIndex", 0), _index(info, "expiredLogEventEndIndex", 0))
+    new = count - _index(info, "tooNewLogEventStartIndex", count)
+    return min(count, max(0, old) + max(0, new))
+
+
+def _index(info: Mapping[str, Any], name: str, default: int) -> int:
+    value = info.get(name, default)
+    return value if isinstance(value, int) else default
 
 
 # botocore looks at every field of every event twice, in Python: to check it, and to copy it into what it then

@@ -1,23 +1,31 @@
 """What the instance knows of itself, by the instance metadata service (IMDSv2)."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
+from functools import partial
 from http.client import HTTPException
-from typing import Final
+from typing import Any, Final
 
 from attrs import frozen
 
+from agent_adapters.threads import spawn
 from agent_core.errors import AgentError
 
 __all__ = ["InstanceMetadata", "MetadataUnavailableError", "SpotNotice"]
 
 _ENDPOINT: Final = "http://169.254.169.254"
 _TIMEOUT_SECONDS: Final = 1.0
-"""The service is on the host: what takes longer does not come."""
+"""Between two bytes. The service is on the host: what takes longer does not come."""
+_ANSWER_SECONDS: Final = 3.0
+"""A whole answer."""
 _TOKEN_SECONDS: Final = 6 * 60 * 60
-_ANSWER_BYTES: Final = 64 * 1024
+_ANSWER_BYTES: Final = 4 * 1024
+_TOKEN: Final = re.compile(r"[!-~]{1,1024}")
+_INSTANCE_ID: Final = re.compile(r"i-[0-9a-f]{8,17}")
+_REGION: Final = re.compile(r"[a-z]{2,}(-[a-z0-9]+)+")
 _UNAUTHORIZED: Final = 401
 _NOT_FOUND: Final = 404
 
@@ -44,7 +52,7 @@ class InstanceMetadata:
 
     def __init__(self, endpoint: str | None = None) -> None:
         self._endpoint = (endpoint or _ENDPOINT).rstrip("/")
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
         self._token: str | None = None
 
     def instance_id(self) -> str:
@@ -53,7 +61,7 @@ class InstanceMetadata:
         Raises:
             MetadataUnavailableError: it is not to be had.
         """
-        return self._needed("meta-data/instance-id")
+        return self._needed("meta-data/instance-id", _INSTANCE_ID)
 
     def region(self) -> str:
         """Such as `eu-west-1`.
@@ -61,7 +69,7 @@ class InstanceMetadata:
         Raises:
             MetadataUnavailableError: it is not to be had.
         """
-        return self._needed("meta-data/placement/region")
+        return self._needed("meta-data/placement/region", _REGION)
 
     def spot_notice(self) -> SpotNotice | None:
         """The notice that the instance is taken back, some two minutes ahead; None: there is none.
@@ -75,8 +83,9 @@ class InstanceMetadata:
         try:
             document = json.loads(text)
             at = datetime.fromisoformat(document["time"])
-            return SpotNotice(str(document["action"]), at if at.tzinfo else at.replace(tzinfo=UTC))
-        except (ValueError, LookupError, TypeError) as exc:
+            at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+            return SpotNotice(str(document["action"]), at)
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as exc:
             raise MetadataUnavailableError(f"{self._endpoint}: no spot notice: {text[:100]!r}") from exc
 
     def rebalance_recommendation(self) -> str | None:
@@ -87,11 +96,11 @@ class InstanceMetadata:
         """
         return self._get("meta-data/events/recommendations/rebalance")
 
-    def _needed(self, path: str) -> str:
-        text = self._get(path)
-        if not text:
-            raise MetadataUnavailableError(f"{self._endpoint}: there is no {path}")
-        return text.strip()
+    def _needed(self, path: str, pattern: re.Pattern[str]) -> str:
+        text = (self._get(path) or "").strip()
+        if not pattern.fullmatch(text):
+            raise MetadataUnavailableError(f"{self._endpoint}: {path}: {text[:100]!r} is none")
+        return text
 
     def _get(self, path: str) -> str | None:
         """The text; None where there is none of that path. A token that is refused is renewed, once."""
@@ -104,7 +113,7 @@ class InstanceMetadata:
                         raise
             self._token = self._new_token()
             return self._ask(path, self._token)
-        except (OSError, HTTPException) as exc:
+        except (OSError, HTTPException, ValueError) as exc:
             raise MetadataUnavailableError(f"{self._endpoint}: {path}: {exc}") from exc
 
     def _ask(self, path: str, token: str) -> str | None:
@@ -116,9 +125,18 @@ class InstanceMetadata:
             raise
 
     def _new_token(self) -> str:
-        return self._open("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)})
+        headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
+        token = self._open("PUT", "api/token", headers).strip()
+        if not _TOKEN.fullmatch(token):
+            raise ValueError("the token is none")
+        return token
 
     def _open(self, method: str, path: str, headers: dict[str, str]) -> str:
+        """The answer, if it comes in time: a service that trickles is left to itself."""
+        answer = spawn("instance metadata", partial(self._ask_for, method, path, headers))
+        return answer.result(_ANSWER_SECONDS)
+
+    def _ask_for(self, method: str, path: str, headers: dict[str, str]) -> str:
         request = urllib.request.Request(f"{self._endpoint}/latest/{path}", headers=headers, method=method)  # noqa: S310
         try:
             with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
@@ -127,3 +145,10 @@ class InstanceMetadata:
             exc.close()  # it holds the connection
             raise
         return text
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The service never redirects; whoever does is not it, and gets no token."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Final
 
 from agent_adapters.aws.clients import AwsClients, Meanings
+from agent_adapters.redaction import redact
 from agent_adapters.threads import Lane
 from agent_adapters.wire import checked_message
 from agent_core.errors import MessageRefusedError, NotifierDeniedError, NotifierUnavailableError
@@ -12,6 +13,8 @@ from agent_core.ports import Notifier
 
 __all__ = ["SqsNotifier"]
 
+_CALLS: Final = 4
+"""At a time: one that hangs must not be the only one. A repeat has the same message ID."""
 _FIFO: Final = ".fifo"
 _MEANINGS: Final = Meanings(
     unavailable=NotifierUnavailableError,
@@ -31,22 +34,28 @@ class SqsNotifier(Notifier):
 
     Args:
         clients: made for the instance's region.
-        queue_url: where messages go whose job names no queue.
+        queue_url: where messages go whose job names no queue, or one that denies them.
     """
 
     def __init__(self, clients: AwsClients, queue_url: str | None) -> None:
         self._clients, self._queue_url = clients, queue_url
-        self._lane = Lane("messages", NotifierUnavailableError)
+        self._lane = Lane("messages", NotifierUnavailableError, calls=_CALLS)
 
     async def send(self, message: StatusMessage, queue_url: str | None) -> None:
-        queue_url = queue_url or self._queue_url
+        own, queue_url = self._queue_url, queue_url or self._queue_url
         if queue_url is None:
             raise NotifierDeniedError(
                 "there is no queue to send to: the config has no termination_queue_url, and "
                 "RUNS_FLEET_TERMINATION_QUEUE_URL is not set"
             )
         text = checked_message(message)
-        await self._lane.run(partial(self._send, queue_url, message, text))
+        try:
+            await self._lane.run(partial(self._send, queue_url, message, text))
+        except NotifierDeniedError:
+            if own in {None, queue_url}:
+                raise
+            # A config with a wrong queue must not keep the fleet's own from hearing how it ended.
+            await self._lane.run(partial(self._send, own, message, text))
 
     def _send(self, queue_url: str, message: StatusMessage, text: str) -> None:
         ids = {}
@@ -55,5 +64,9 @@ class SqsNotifier(Notifier):
                 "MessageGroupId": message.instance_id,
                 "MessageDeduplicationId": message.message_id,
             }
-        with _MEANINGS.of(f"queue {queue_url}"):
-            self._clients.get("sqs").send_message(QueueUrl=queue_url, MessageBody=text, **ids)
+        with _MEANINGS.of(f"queue {redact(queue_url)}"):
+            sqs = self._clients.get("sqs")
+            answer = sqs.send_message(QueueUrl=queue_url, MessageBody=text, **ids)
+            # Whoever stands between may answer 200 to anything.
+            if not answer["MessageId"]:
+                raise LookupError("MessageId")

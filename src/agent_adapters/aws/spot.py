@@ -35,7 +35,7 @@ class SpotWatch:
         try:
             notice = await self._lane.run(self._metadata.spot_notice)
             recommended = await self._lane.run(self._metadata.rebalance_recommendation)
-        except MetadataUnavailableError as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever is wrong with one look, the next one may hear
             if not self._deaf:
                 warn(f"spot notices are not heard for now: {exc}")
             self._deaf = True

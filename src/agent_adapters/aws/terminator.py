@@ -11,6 +11,9 @@ from agent_core.ports import Terminator
 
 __all__ = ["Ec2Terminator"]
 
+_CALLS: Final = 8
+"""At a time: one that hangs must not be the only one. Asking twice does no harm."""
+_GOING: Final = frozenset({"shutting-down", "terminated"})
 _MEANINGS: Final = Meanings(
     unavailable=TerminatorUnavailableError,
     denied=TerminatorDeniedError,
@@ -27,7 +30,7 @@ class Ec2Terminator(Terminator):
 
     def __init__(self, clients: AwsClients) -> None:
         self._clients = clients
-        self._lane = Lane("terminator", TerminatorUnavailableError)
+        self._lane = Lane("terminator", TerminatorUnavailableError, calls=_CALLS)
         self._power_lane = Lane("power off", TerminatorUnavailableError)
 
     async def terminate(self, instance_id: str) -> None:
@@ -40,4 +43,10 @@ class Ec2Terminator(Terminator):
         if not instance_id:
             raise TerminatorDeniedError("the instance's ID is not known")
         with _MEANINGS.of(f"instance {instance_id}"):
-            self._clients.get("ec2").terminate_instances(InstanceIds=[instance_id])
+            answer = self._clients.get("ec2").terminate_instances(InstanceIds=[instance_id])
+            # Whoever stands between may answer 200 to anything.
+            going = {
+                each["InstanceId"]: each["CurrentState"]["Name"] for each in answer["TerminatingInstances"]
+            }
+            if going[instance_id] not in _GOING:
+                raise LookupError(going[instance_id])

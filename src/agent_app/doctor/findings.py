@@ -9,6 +9,7 @@ from typing import Final
 
 from attrs import field, frozen
 
+from agent_adapters.redaction import redact
 from agent_app.exit_status import ExitStatus
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "warning",
 ]
 
-_URL_USER: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)\S*@")
 _LINE_END: Final = re.compile(r"(:?)\s*\n\s*")
 
 
@@ -43,7 +43,7 @@ def _one_line(text: str) -> str:
     text = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
     )
-    return _URL_USER.sub(r"\1***@", text)
+    return redact(text)
 
 
 @frozen
