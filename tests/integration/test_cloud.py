@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -402,6 +403,7 @@ def safe_path(folder: Path) -> Path:
     """A folder with all commands of the system, but for those that could power it off."""
     folder = folder / "safe"
     folder.mkdir()
+    (folder / "python3").symlink_to(Path(sys.executable).resolve())
     for place in ("/usr/bin", "/bin"):
         for program in Path(place).iterdir():
             if program.name not in POWERING_OFF and not os.path.lexists(folder / program.name):
