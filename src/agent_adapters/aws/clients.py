@@ -35,8 +35,8 @@ _TIMEOUTS: Final[Mapping[str, tuple[float, float]]] = {
     "ec2": (3.0, 6.0),
     "sts": (3.0, 5.0),
 }
-"""Seconds to connect, and between two bytes of an answer: they end a call that hangs about when the core gives
-it up (`agent_core.policy`), so that its lane is free for the next try."""
+"""Seconds to connect, and between two bytes of an answer: they end a call that hangs about when the core
+gives it up (`agent_core.policy`), so that its lane is free for the next try."""
 
 _METADATA_ATTEMPTS: Final = 3
 _CREDENTIALS_SECONDS: Final = 8.0
