@@ -26,7 +26,7 @@ from figures import Figure, memory_bytes, print_table, report
 from lean import lean_environment
 from one_life import UPLOAD, Life, World, cached, live, prebaked, uncached, world_of
 
-_START_RATIO: Final = 3.5
+_START_RATIO: Final = 3
 _RESTING_RATIO: Final = 1.4
 _PEAK_RATIO: Final = 1.5
 _END_SECONDS: Final = 2

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 from attrs import frozen
-from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
+from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from agent_adapters.aws.clients import AwsClients, Meanings, error_code
@@ -208,13 +208,11 @@ class _Download:
             answer = self._get(start)
             first, last, _ = _range_of(answer)
             size = last - first + 1
-            # A bucket may be anybody's: it is not believed, and no part takes more memory than its share.
-            if first != start or not 0 < size <= _PART_BYTES:
+            # A bucket may be anybody's: it is not believed, and no part takes more memory than its share. No
+            # more is read than its head says.
+            if first != start or not 0 < size <= _PART_BYTES or answer["ContentLength"] != size:
                 raise LookupError("ContentRange")
-            body = answer["Body"].read(size)
-            if len(body) != size:
-                raise IncompleteReadError(actual_bytes=len(body), expected_bytes=size)
-            return answer, body
+            return answer, answer["Body"].read()
 
         passing = retry_if_exception(_is_passing)
         return Retrying(stop=stop_after_attempt(_ATTEMPTS), retry=passing, reraise=True)(get)
