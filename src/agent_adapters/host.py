@@ -1,4 +1,4 @@
-"""The host: its disk, its memory, and its processes as /proc tells of them."""
+"""The host: its disk, its memory, its folders, and its processes as /proc tells of them."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from agent_core.errors import HostUnavailableError
 from agent_core.model import HostSample, ProcessId
 from agent_core.ports import HostProbe
 
-__all__ = ["ProcessEntry", "PsutilHostProbe", "identify", "process_table"]
+__all__ = ["ProcessEntry", "PsutilHostProbe", "identify", "process_table", "why_unwritable"]
 
 _PROC: Final = Path("/proc")
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
@@ -94,3 +94,19 @@ class PsutilHostProbe(HostProbe):
         if own is None:
             raise HostUnavailableError("/proc does not show this process: is it mounted?")
         return own
+
+
+def why_unwritable(folder: Path, *, make: bool = False) -> str | None:
+    """Why nothing can be written into the folder; None: it can, if need be after it was made.
+
+    With `make`, it is there afterwards.
+    """
+    if make:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            return f"{folder} cannot be made: {exc.strerror}"
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        return f"{existing} is not a folder"
+    return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written"

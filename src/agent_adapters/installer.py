@@ -1,12 +1,10 @@
 """Archives into the runner's root, off the event loop: what every store of runners does with its bytes."""
 
-import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from agent_adapters.archive import unpack
-from agent_adapters.threads import Cancellation, Lane
+from agent_adapters.threads import Cancellation, Lane, told_on_loop
 from agent_core.errors import BinaryUnavailableError
 from agent_core.ports import Progress
 
@@ -38,11 +36,7 @@ class Installer:
         Raises:
             BinaryError: as `agent_adapters.archive.unpack`, or whatever the chunks raise.
         """
-        loop = asyncio.get_running_loop()
-
-        def report(done: int, total: int | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-                loop.call_soon_threadsafe(progress, done, total)
+        report = told_on_loop(progress)
 
         def install(cancelled: Cancellation) -> None:
             bytes_ = chunks(report, cancelled)

@@ -35,7 +35,8 @@ def prebaked_version(root: Path, timeout: float) -> str | None:
     raises. No process of it is left, nor the log that the runner writes even for this.
     """
     try:
-        if not (_is_ours(root) and _is_complete(root) and _is_fresh(root)):
+        # The last one looks at every file.
+        if not (_is_complete(root) and _is_fresh(root) and _is_ours(root)):
             return None
         with _without_traces(root):
             return _said_version(root, timeout)
@@ -46,15 +47,15 @@ def prebaked_version(root: Path, timeout: float) -> str | None:
 def _is_ours(root: Path) -> bool:
     """Nobody but us and root can have changed what will run, nor put another folder in its place."""
     parents = root.absolute().parents
-    return all(map(_is_sheltering, parents)) and all(_is_private(path.lstat()) for path in _all_of(root))
+    return all(map(_is_sheltering, parents)) and all(map(_is_private, _all_of(root)))
 
 
-def _all_of(root: Path) -> Iterator[Path]:
-    """The root, and all that is in it: the programs are but the hosts of what lies beside them."""
-    yield root
+def _all_of(root: Path) -> Iterator[os.stat_result]:
+    """Of the root, and of all that is in it: the programs are but the hosts of what lies beside them."""
+    yield root.lstat()
     for folder, folders, files in os.walk(root, onerror=_raise):
         for name in (*folders, *files):
-            yield Path(folder, name)
+            yield os.lstat(f"{folder}/{name}")
 
 
 def _raise(error: OSError) -> None:

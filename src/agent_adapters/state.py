@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from agent_adapters.threads import Lane
+from agent_adapters.threads import Lane, spawn
 from agent_adapters.wire import journal_from_json, journal_to_json
+from agent_core.batches import text_bytes
 from agent_core.errors import JournalUnavailableError, SpoolError
 from agent_core.model import JournalRecord, LogEvent
 from agent_core.ports import Journal, LogSpool
@@ -138,7 +138,7 @@ class FileLogSpool(LogSpool):
         while len(popped) < self._count:
             while not self._read:
                 self._read_on()
-            total += len(self._read[0][1].encode())
+            total += text_bytes(self._read[0][1])
             if popped and total > max_bytes:
                 break
             popped.append(LogEvent(*self._read.popleft()))
@@ -207,10 +207,7 @@ class FileLogSpool(LogSpool):
             return
         with suppress(OSError):
             self._path.unlink()
-        try:
-            threading.Thread(target=os.close, args=(descriptor,), name="log spool", daemon=True).start()
-        except RuntimeError:  # there is no thread to be had
-            os.close(descriptor)
+        spawn("log spool", partial(os.close, descriptor))
 
 
 def _write_all_at(descriptor: int, data: bytes, at: int) -> None:

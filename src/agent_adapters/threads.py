@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from agent_core.errors import AgentError
 
-__all__ = ["Cancellation", "Lane", "spawn"]
+__all__ = ["Cancellation", "Lane", "aside", "spawn", "told_on_loop", "try_spawn"]
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
 class Cancellation:
@@ -107,10 +108,33 @@ def spawn(name: str, function: Callable[[], _T], at_end: Callable[[], object] = 
         with suppress(InvalidStateError, RuntimeError):
             settle()
 
-    try:
-        threading.Thread(target=work, name=name, daemon=True).start()
-    except RuntimeError:
+    if not try_spawn(name, work):
         # A job can leave the system without a thread. To block the loop for a moment is better then than
         # to kill nothing, send nothing, and keep the machine.
         work()
     return future
+
+
+def try_spawn(name: str, function: Callable[[], object]) -> bool:
+    """Calls the function in a thread of its own, which nobody waits for, if there is one to be had."""
+    try:
+        threading.Thread(target=function, name=name, daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def aside(name: str, function: Callable[[], _T]) -> _T:
+    """The function's result, from a thread of its own. A cancelled call goes on by itself."""
+    return await asyncio.wrap_future(spawn(name, function))
+
+
+def told_on_loop(callback: Callable[_P, object]) -> Callable[_P, None]:
+    """What any thread may call to have the callback called on the loop that runs now."""
+    loop = asyncio.get_running_loop()
+
+    def tell(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            loop.call_soon_threadsafe(partial(callback, *args, **kwargs))
+
+    return tell

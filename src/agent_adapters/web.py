@@ -23,7 +23,7 @@ from agent_adapters.threads import Cancellation
 from agent_core import __version__
 from agent_core.errors import BinaryUnavailableError
 
-__all__ = ["Download", "NotFoundError", "get_json", "web_client"]
+__all__ = ["Download", "NotFoundError", "get_json", "http_date", "web_client"]
 
 _T = TypeVar("_T")
 
@@ -34,9 +34,9 @@ _PATIENCE_SECONDS: Final = 120.0
 """A server may ask for so long a pause; a longer one would take too much of the phase."""
 _TIMEOUT: Final = httpx.Timeout(10.0, connect=5.0)
 _CHUNK_BYTES: Final = 256 * 1024
-_SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
 _JSON_BYTES: Final = 4 * 2**20
 
+_SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
 _LENGTH: Final = re.compile(r"\d{1,15}", re.ASCII)
 _GOOD: Final = frozenset({HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT})
 _PASSING: Final = frozenset(
@@ -205,10 +205,8 @@ def _tried(call: Callable[[], _T], url: str, cancelled: Cancellation) -> _T:
         return retrying(call)
     except _TryAgainError as exc:
         raise BinaryUnavailableError(f"{redact(url)}: {exc}, {_ATTEMPTS} times in a row") from exc
-    except NotFoundError as exc:
-        raise NotFoundError(f"{redact(url)}: {exc}") from exc
     except BinaryUnavailableError as exc:
-        raise BinaryUnavailableError(f"{redact(url)}: {exc}") from exc
+        raise type(exc)(f"{redact(url)}: {exc}") from exc
     except (ValueError, ArithmeticError, LookupError, TypeError) as exc:
         raise BinaryUnavailableError(f"{redact(url)}: no sense in it: {type(exc).__name__}") from exc
 
@@ -249,12 +247,12 @@ def _check(answer: httpx.Response) -> None:
 def _pause_asked_for(answer: httpx.Response) -> float | None:
     """Seconds until the server wants to be asked again; None: it does not say."""
     # The server's clock is compared with itself: that of a machine which has just booted may be off.
-    now, after = _moment(answer.headers.get("Date")), answer.headers.get("Retry-After", "")
+    now, after = http_date(answer.headers.get("Date")), answer.headers.get("Retry-After", "")
     if _SECONDS.fullmatch(after):
         return float(after)
     if now is None:
         return None
-    if (at := _moment(after)) is not None:
+    if (at := http_date(after)) is not None:
         return max(0.0, (at - now).total_seconds())
     reset, left = (answer.headers.get(f"X-RateLimit-{name}", "") for name in ("Reset", "Remaining"))
     if answer.status_code in _LIMITED and left == "0" and _SECONDS.fullmatch(reset):
@@ -262,8 +260,8 @@ def _pause_asked_for(answer: httpx.Response) -> float | None:
     return None
 
 
-def _moment(text: str | None) -> datetime | None:
-    """An HTTP date."""
+def http_date(text: str | None) -> datetime | None:
+    """The moment that a header such as `Date` tells; None where it tells none."""
     try:
         moment = parsedate_to_datetime(text or "")
     except (ValueError, ArithmeticError):

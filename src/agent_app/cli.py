@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from agent_adapters.host import why_unwritable
 from agent_adapters.wire import message_to_json
-from agent_app.container import Container
+from agent_app.container import container_of
 from agent_app.display import Aside
 from agent_app.exit_status import ExitStatus, exit_status
-from agent_app.identity import identified, metadata_of, spare_metadata_the_proxy
+from agent_app.identity import identified, metadata_of
 from agent_app.running import live, reap
 from agent_app.settings import Loaded, Settings, add_arguments, describe, load
 from agent_core import __version__
@@ -76,13 +77,13 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
             return _refuse(ExitStatus.USAGE, *errors)
         settings, unknown = identified(settings, metadata_of(os.environ), hurry=early)
         errors += unknown
-    elif not _is_writable(settings.state_dir):
+    elif why_unwritable(settings.state_dir, make=True):
         # There is nothing here that could be terminated, nor a place to write down that it was asked for.
         return _refuse(ExitStatus.CONFIG, *errors, _unwritable(settings))
     display = _make_display(settings.instance_id or "")
     refused = SettingsError("\n".join(errors)) if errors else None
     try:
-        outcome = live(_container(settings, display), refused, early)
+        outcome = live(container_of(settings, display, os.environ), refused, early)
     except AgentAliveError as exc:
         return _refuse(ExitStatus.USAGE, str(exc))
     shown = display.close(outcome, _files(settings, outcome))
@@ -97,8 +98,7 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
 
 def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
     settings = loaded.settings
-    for error in loaded.errors:
-        print(f"runs-fleet-agent: {error}", file=sys.stderr)  # noqa: T201
+    _tell(*loaded.errors)
     if "state_dir" in loaded.faulty:
         # Who knows which agent this is about, and whether it is alive?
         return ExitStatus.CONFIG
@@ -106,7 +106,7 @@ def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.S
         settings, _ = identified(settings, metadata_of(os.environ))
     # It needs no job and no archive, and a value that is wrong is no reason to leave an instance behind.
     display = _make_display(settings.instance_id or "")
-    outcome = reap(_container(settings, display))
+    outcome = reap(container_of(settings, display, os.environ))
     if outcome is None:
         return ExitStatus.OK
     display.close(outcome, _files(settings, outcome))
@@ -132,23 +132,8 @@ def _print_last(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _container(settings: Settings, display: Aside) -> Container:
-    environ = dict(os.environ)
-    if settings.profile == "aws":
-        spare_metadata_the_proxy(os.environ)
-    return Container(settings=settings, environ=environ, observer=display)
-
-
 def _unwritable(settings: Settings) -> str:
     return f"--state-dir: {settings.state_dir} cannot be written; name another folder"
-
-
-def _is_writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _files(settings: Settings, outcome: Outcome) -> Mapping[str, Path]:
@@ -194,6 +179,10 @@ def _doctor(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.
 
 
 def _refuse(status: ExitStatus, *reasons: str) -> ExitStatus:
-    for reason in reasons:
-        print(f"runs-fleet-agent: {reason}", file=sys.stderr)  # noqa: T201
+    _tell(*reasons)
     return status
+
+
+def _tell(*lines: str) -> None:
+    for line in lines:
+        print(f"runs-fleet-agent: {line}", file=sys.stderr)  # noqa: T201

@@ -1,7 +1,7 @@
 """The one place where the core meets its adapters: what each profile is made of."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib import import_module
@@ -23,7 +23,7 @@ from agent_adapters.host import PsutilHostProbe
 from agent_adapters.process import SubprocessRunnerProcess, runner_environment
 from agent_adapters.state import FileJournal, FileLogSpool, StateLock
 from agent_adapters.stderr import StderrOnlyLogSink
-from agent_app.identity import metadata_of
+from agent_app.identity import metadata_of, spare_metadata_the_proxy
 from agent_app.settings import Settings
 from agent_core.events import Event, JobStarted, Observer
 from agent_core.life import AgentOptions
@@ -31,18 +31,16 @@ from agent_core.lifecycle import Agent
 from agent_core.ports import Ports
 from agent_core.recovery import reap
 
-__all__ = ["Container", "runner_arch"]
+__all__ = ["Container", "container_of", "runner_arch"]
 
-_ARCHES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
+_ARCHES: Final = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
+_FOR_THE_END: Final = ("sqs", "ec2")
+"""Made while the job runs: what is slow, or needs memory, is done before it counts."""
 
 
 def runner_arch() -> str:
     """This machine's architecture, as GitHub names it in its runner's archives."""
     return _ARCHES.get(machine().lower(), machine().lower())
-
-
-_FOR_THE_END: Final = ("sqs", "ec2")
-"""Made while the job runs: what is slow, or needs memory, is done before it counts."""
 
 
 def _lazy(path: str) -> Callable[..., Any]:
@@ -100,10 +98,6 @@ def _warming(observer: Observer, clients: Any) -> Observer:
         observer(event)
 
     return observe
-
-
-def _as_it_is(observer: Observer) -> Observer:
-    return observer
 
 
 class Container(containers.DeclarativeContainer):
@@ -211,7 +205,15 @@ class Container(containers.DeclarativeContainer):
     warming = providers.Selector(
         profile,
         aws=providers.Callable(_warming, observer, clients),
-        local=providers.Callable(_as_it_is, observer),
+        local=observer,
     )
     agent = providers.Singleton(Agent, options, ports, now=now, rng=rng, observer=warming)
     reaping = providers.Callable(reap, options, ports, now=now, rng=rng, observer=observer)
+
+
+def container_of(settings: Settings, observer: Observer, environ: MutableMapping[str, str]) -> Container:
+    """The container of this process, whose environment that is; it is left as this process needs it."""
+    inherited = dict(environ)
+    if settings.profile == "aws":
+        spare_metadata_the_proxy(environ)
+    return Container(settings=settings, environ=inherited, observer=observer)

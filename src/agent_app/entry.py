@@ -8,9 +8,10 @@ import signal
 import sys
 from types import FrameType
 
-__all__ = ["main"]
+__all__ = ["STOP_SIGNALS", "main"]
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""They ask an agent to stop."""
 _UMASK = 0o022
 """Nobody else writes where the agent writes."""
 
@@ -23,10 +24,10 @@ def main() -> None:
         early.append(signal.Signals(number))
 
     if sys.argv[1:2] in (["run"], ["reap"]):
-        for number in _STOP_SIGNALS:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
                 signal.signal(number, keep)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     _complete_descriptors()
     os.umask(os.umask(_UMASK) | _UMASK)
     from agent_app.cli import main as run_command_line  # noqa: PLC0415 - see above

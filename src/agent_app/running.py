@@ -8,14 +8,13 @@ from typing import Any
 
 from agent_adapters.stderr import StderrOnlyLogSink
 from agent_app.container import Container
+from agent_app.entry import STOP_SIGNALS
 from agent_core.ending import Outcome
 from agent_core.errors import AgentAliveError, AgentError, AgentFaultError
 from agent_core.lifecycle import Agent
 from agent_core.model import StopReason, StopRequest
 
-__all__ = ["STOP_SIGNALS", "live", "reap"]
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+__all__ = ["live", "reap"]
 
 
 def live(container: Container, refused: AgentError | None, early: Sequence[signal.Signals]) -> Outcome:

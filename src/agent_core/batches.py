@@ -16,6 +16,7 @@ __all__ = [
     "Batch",
     "check_batch",
     "event_bytes",
+    "text_bytes",
 ]
 
 BATCH_BYTES: Final = 1_048_576
@@ -28,10 +29,14 @@ BATCH_SPAN_MS: Final = 24 * 60 * 60 * 1000
 """From a batch's first event to its last."""
 
 
+def text_bytes(text: str) -> int:
+    """How long it is in UTF-8; most lines are ASCII, and need not be encoded to know."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def event_bytes(event: LogEvent) -> int:
     """What the event counts for in its batch."""
-    text = event.text
-    return (len(text) if text.isascii() else len(text.encode())) + EVENT_OVERHEAD_BYTES
+    return text_bytes(event.text) + EVENT_OVERHEAD_BYTES
 
 
 def check_batch(events: Sequence[LogEvent]) -> None:

@@ -14,7 +14,14 @@ from datetime import datetime
 from random import Random
 from typing import Final
 
-from agent_core.batches import BATCH_BYTES, EVENT_OVERHEAD_BYTES, EVENT_TEXT_BYTES, Batch, event_bytes
+from agent_core.batches import (
+    BATCH_BYTES,
+    EVENT_OVERHEAD_BYTES,
+    EVENT_TEXT_BYTES,
+    Batch,
+    event_bytes,
+    text_bytes,
+)
 from agent_core.deadline import abandon, wait_until_set, within
 from agent_core.errors import AgentError, BatchRefusedError, LogSinkDeniedError, SpoolError
 from agent_core.model import LogEvent, LogStats
@@ -90,7 +97,7 @@ class LogDelivery:
         if self._closed:
             return
         try:
-            size = len(text) if text.isascii() else len(text.encode())
+            size = text_bytes(text)
         except UnicodeEncodeError:
             encoded = text.encode("utf-8", "backslashreplace")
             text, size = encoded.decode(), len(encoded)
@@ -100,7 +107,7 @@ class LogDelivery:
         step = EVENT_TEXT_BYTES // _MAX_UTF8_BYTES
         for start in range(0, len(text), step):
             part = text[start : start + step]
-            self._accept(part, len(part.encode()))
+            self._accept(part, text_bytes(part))
 
     def open(self, stream: str) -> None:
         """Starts to deliver, to the stream `{instance_id}/{job_id}`."""

@@ -40,18 +40,15 @@ async def _wanted(life: Life, config: JobConfig, prebaked: str | None) -> tuple[
     pinned = config.runner_sha256
     if pinned is not None and version != _LATEST:
         return version, Release(version=version, arch=arch, sha256=pinned)
-    request = ReleaseRequest(version=version, arch=arch)
-    try:
-        if prebaked is None or version != _LATEST:
-            release = await life.ports.binary_store.resolve(request)
-        else:
-            asking = life.ports.binary_store.resolve(request)
+    asking = life.ports.binary_store.resolve(ReleaseRequest(version=version, arch=arch))
+    if prebaked is None or version != _LATEST:
+        release = await asking
+    else:
+        try:
             release = await within(CALL_SECONDS, "asking for the latest runner", asking)
-    except (BinaryUnavailableError, DeadlineError) as exc:
-        if prebaked is None or version != _LATEST:
-            raise
-        life.warn(f"which runner is the latest is not known; the prebaked one is used: {exc}")
-        return prebaked, None
+        except (BinaryUnavailableError, DeadlineError) as exc:
+            life.warn(f"which runner is the latest is not known; the prebaked one is used: {exc}")
+            return prebaked, None
     if release.version == prebaked:
         return prebaked, None
     return release.version, release if pinned is None else evolve(release, sha256=pinned)

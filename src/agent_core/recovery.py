@@ -20,8 +20,7 @@ from agent_core.policy import CALL_SECONDS, JOURNAL_LOAD_SECONDS, JOURNAL_LOADS
 from agent_core.ports import HostProbe, Ports
 from agent_core.status import Observed
 
-__all__ = ["Remains", "inspect", "observed_of", "reap"]
-
+__all__ = ["Remains", "adopt", "inspect", "judge", "observed_of", "reap"]
 
 _SAME_BOOT: Final = timedelta(seconds=60)
 """The moment of a boot is reckoned from the wall clock, which may be set right after it."""

@@ -349,6 +349,19 @@ def install(store: GitHubBinaryStore | S3BinaryStore, release: Release = PINNED)
     return warnings
 
 
+def install_until_warned(store: S3BinaryStore, root: Path) -> list[str]:
+    """The warnings of what goes on after the install, which does not wait for it."""
+    warnings: list[str] = []
+
+    async def run() -> None:
+        await store.install(PINNED, lambda _done, _total: None, warnings.append)
+        assert files_in(root) == FILES
+        await until("the warning", lambda: bool(warnings))
+
+    asyncio.run(run())
+    return warnings
+
+
 def test_a_pinned_release_costs_no_call_of_the_api(github: GitHub, root: Path) -> None:
     """A fleet behind one address has 60 of them an hour."""
     github.publish("2.336.0", "x64", ARCHIVE)
@@ -611,14 +624,7 @@ def test_an_upload_that_fails_is_told(aws: Aws, github: GitHub, bucket: str, roo
     """It delays nothing, and the job has its runner."""
     github.publish("2.336.0", "x64", ARCHIVE)
     aws.faults.plan("s3:PutObject", denied("s3"))
-    warnings: list[str] = []
-
-    async def run() -> None:
-        await s3_store(bucket, github, root).install(PINNED, lambda _done, _total: None, warnings.append)
-        assert files_in(root) == FILES
-        await until("the warning", lambda: bool(warnings))
-
-    asyncio.run(run())
+    warnings = install_until_warned(s3_store(bucket, github, root), root)
 
     assert "was not put into the cache" in warnings[0]
 
@@ -645,14 +651,7 @@ def test_a_bucket_that_denies_everything_is_told(
         aws.client("s3").put_object(Bucket=bucket, Key=key_of("2.336.0", "x64"), Body=ARCHIVE)
     for operation in ("s3:GetObject", "s3:HeadObject", *(() if is_there else ("s3:PutObject",))):
         aws.faults.plan(operation, denied("s3"))
-    warnings: list[str] = []
-
-    async def run() -> None:
-        await s3_store(bucket, github, root).install(PINNED, lambda _done, _total: None, warnings.append)
-        assert files_in(root) == FILES
-        await until("the warning", lambda: bool(warnings))
-
-    asyncio.run(run())
+    warnings = install_until_warned(s3_store(bucket, github, root), root)
 
     expected = "which may not be read" if is_there else "was not put into the cache"
     assert expected in warnings[0]

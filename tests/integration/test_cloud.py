@@ -14,8 +14,8 @@ import pytest
 from sample_runner.build import build_archive, jit_config
 
 from support.faults import Answer, Hang, Lose, Refuse, Slow, denied, throttled, wall_clock
-from support.instance import GROUP, JOB_ID, TOKEN, VERSION, Ended, Instance
-from support.wheel import processes_of
+from support.instance import GROUP, VERSION, Ended, Instance
+from support.wheel import JOB_ID, TOKEN, processes_of
 
 LONG_JOB = "echo begun\nexec sleep 1000\n"
 PHASES = ["booting", "configuring", "provisioning", "registering", "listening", "running"]

@@ -12,9 +12,9 @@ import pytest
 
 from support.aws import REGION
 from support.faults import Answer, Fault, Hang, Refuse, denied, wall_clock
-from support.instance import GROUP, TOKEN, VERSION, Ended, Instance
+from support.instance import GROUP, VERSION, Ended, Instance
 from support.local import Local
-from support.wheel import COMMAND
+from support.wheel import COMMAND, TOKEN
 
 AWS_CHECKS = [
     "settings", "identity", "config", "cache", "queue", "logs", "terminate", "github", "prebaked", "disk",

@@ -12,8 +12,8 @@ import pytest
 from sample_runner.build import jit_config
 
 from support.github import GitHub
-from support.local import JOB_ID, TOKEN, Ended, Local
-from support.wheel import COMMAND, processes_of
+from support.local import Ended, Local
+from support.wheel import COMMAND, JOB_ID, TOKEN, processes_of
 
 LONG_JOB = "echo begun\nexec sleep 1000\n"
 

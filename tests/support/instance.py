@@ -12,10 +12,8 @@ from sample_runner.build import build_archive
 from support.aws import Aws
 from support.github import GitHub
 from support.imds import InstanceMetadata
-from support.wheel import COMMAND, Exited, Running, no_survivors, start
+from support.wheel import COMMAND, JOB_ID, Exited, Running, a_config, no_survivors, start, statuses_of
 
-TOKEN = "JITC_integration-token-that-stays-secret"
-JOB_ID = "67890"
 VERSION = "2.336.0"
 GROUP = "/runs-fleet/runners"
 
@@ -36,12 +34,11 @@ class Ended:
 
     @property
     def statuses(self) -> list[str]:
-        return [message["status"] for message in self.messages]
+        return statuses_of(self.messages)
 
     @property
     def final(self) -> dict[str, Any]:
-        *_, final = self.messages
-        return final
+        return self.messages[-1]
 
 
 class Instance:
@@ -53,14 +50,7 @@ class Instance:
         self.instance_id = imds.instance_id = aws.own_instance = aws.instance()
         self.bucket, self.queue_url = aws.bucket(), aws.queue()
         aws.log_group(GROUP)
-        self.config: dict[str, object] = {
-            "org": "Shavakan",
-            "repo": "my-repo",
-            "jit_token": TOKEN,
-            "labels": ["runs-fleet=12345"],
-            "job_id": JOB_ID,
-            "run_id": "12345",
-        }
+        self.config = a_config() | {"run_id": "12345"}
         self.variables = {
             "AWS_ENDPOINT_URL": aws.url,
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": imds.url,

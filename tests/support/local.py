@@ -10,10 +10,17 @@ from attrs import frozen
 from sample_runner.build import build_archive
 
 from support.github import GitHub
-from support.wheel import COMMAND, Exited, Running, json_lines, no_survivors, start
-
-TOKEN = "JITC_integration-token-that-stays-secret"
-JOB_ID = "67890"
+from support.wheel import (
+    COMMAND,
+    JOB_ID,
+    Exited,
+    Running,
+    a_config,
+    json_lines,
+    no_survivors,
+    start,
+    statuses_of,
+)
 
 
 @frozen
@@ -35,12 +42,11 @@ class Ended:
 
     @property
     def statuses(self) -> list[str]:
-        return [message["status"] for message in self.messages]
+        return statuses_of(self.messages)
 
     @property
     def final(self) -> dict[str, Any]:
-        *_, final = self.messages
-        return final
+        return self.messages[-1]
 
     @property
     def log(self) -> list[str]:
@@ -53,13 +59,7 @@ class Local:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.state_dir = folder, folder / "state"
-        self.config: dict[str, object] = {
-            "org": "Shavakan",
-            "repo": "my-repo",
-            "jit_token": TOKEN,
-            "labels": ["runs-fleet=12345"],
-            "job_id": JOB_ID,
-        }
+        self.config = a_config()
 
     def archive(self, job: str, scenario: Mapping[str, object]) -> Path:
         return build_archive(self.folder / "archives", job=job, scenario=scenario)

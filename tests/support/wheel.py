@@ -7,16 +7,33 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from attrs import frozen
 
+TOKEN = "JITC_integration-token-that-stays-secret"
+JOB_ID = "67890"
 COMMAND = Path(sys.executable).parent / "runs-fleet-agent"
 TIMEOUT_SECONDS = 150.0
 """Of a whole run, on a machine that has other things to do: no test waits that long unless it fails."""
+
+
+def a_config() -> dict[str, object]:
+    """A job's config, for a test to change."""
+    return {
+        "org": "Shavakan",
+        "repo": "my-repo",
+        "jit_token": TOKEN,
+        "labels": ["runs-fleet=12345"],
+        "job_id": JOB_ID,
+    }
+
+
+def statuses_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [message["status"] for message in messages]
 
 
 @frozen

@@ -14,6 +14,7 @@ from botocore.stub import Stubber
 
 from agent_adapters.aws.clients import AwsClients
 from agent_adapters.aws.probes import AwsProbes, Verdict
+from agent_adapters.host import why_unwritable
 from agent_app.doctor.checks import queue_arn
 from agent_app.doctor.examination import finding_of
 from agent_app.doctor.findings import (
@@ -27,7 +28,7 @@ from agent_app.doctor.findings import (
     skipped,
     warning,
 )
-from agent_app.doctor.host import of_clock, of_disk, of_init, of_memory, of_user, user_name, why_unwritable
+from agent_app.doctor.host import of_clock, of_disk, of_init, of_memory, of_user, user_name
 from agent_app.exit_status import ExitStatus
 from agent_core.errors import HostUnavailableError
 from support.faults import wall_clock

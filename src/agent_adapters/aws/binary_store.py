@@ -22,7 +22,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from agent_adapters.aws.clients import AwsClients, Meanings, error_code
 from agent_adapters.installer import Installer, Report
-from agent_adapters.threads import Cancellation, spawn
+from agent_adapters.threads import Cancellation, spawn, told_on_loop, try_spawn
 from agent_core.errors import AgentError, BinaryUnavailableError, DigestMismatchError
 from agent_core.model import Release, ReleaseRequest
 from agent_core.ports import BinaryStore, Progress, Warn
@@ -130,17 +130,9 @@ class S3BinaryStore(BinaryStore):
         except BaseException:
             copy.close()
             raise
-        loop = asyncio.get_running_loop()
-
-        def warn_from_thread(text: str) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-                loop.call_soon_threadsafe(warn, text)
-
-        upload = _Upload(self._clients, self._bucket, release, replaces, denied, warn_from_thread)
-        try:
-            threading.Thread(target=upload.run, args=(copy,), name="S3 upload", daemon=True).start()
-        except RuntimeError:
-            copy.close()  # no thread to be had: the job goes first
+        upload = _Upload(self._clients, self._bucket, release, replaces, denied, told_on_loop(warn))
+        if not try_spawn("S3 upload", partial(upload.run, copy)):
+            copy.close()  # the job goes first
 
 
 def _keep_nothing(_chunk: bytes) -> None:

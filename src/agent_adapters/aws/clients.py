@@ -21,7 +21,7 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from agent_adapters.threads import spawn
+from agent_adapters.threads import spawn, try_spawn
 from agent_core import __version__
 from agent_core.errors import AgentError
 
@@ -98,11 +98,8 @@ class AwsClients:
                 with suppress(Exception):  # whoever needs it is told
                     self.get(service)
 
-        thread = threading.Thread(target=make, name="AWS clients", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            return  # no thread to be had: they are made when they are needed
+        # Without a thread, they are made when they are needed.
+        try_spawn("AWS clients", make)
 
     def _make(self, service: str) -> Any:
         if self._session is None:

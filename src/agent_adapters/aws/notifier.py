@@ -11,22 +11,29 @@ from agent_core.errors import MessageRefusedError, NotifierDeniedError, Notifier
 from agent_core.model import StatusMessage
 from agent_core.ports import Notifier
 
-__all__ = ["SqsNotifier"]
+__all__ = ["NO_QUEUE", "SqsNotifier", "fifo_ids"]
 
 _CALLS: Final = 4
 """At a time: one that hangs must not be the only one. A repeat has the same message ID."""
 _FIFO: Final = ".fifo"
+NO_QUEUE: Final = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "InvalidAddress")
+"""Codes of SQS that say: there is no such queue."""
 _MEANINGS: Final = Meanings(
     unavailable=NotifierUnavailableError,
     denied=NotifierDeniedError,
     others={
-        "AWS.SimpleQueueService.NonExistentQueue": NotifierDeniedError,
-        "QueueDoesNotExist": NotifierDeniedError,
-        "InvalidAddress": NotifierDeniedError,
+        **dict.fromkeys(NO_QUEUE, NotifierDeniedError),
         "InvalidMessageContents": MessageRefusedError,
         "InvalidParameterValue": MessageRefusedError,
     },
 )
+
+
+def fifo_ids(queue_url: str, group: str, message_id: str) -> dict[str, str]:
+    """What a FIFO queue wants to know of a message beside its body; nothing, of another queue."""
+    if not queue_url.endswith(_FIFO):
+        return {}
+    return {"MessageGroupId": group, "MessageDeduplicationId": message_id}
 
 
 class SqsNotifier(Notifier):
@@ -58,12 +65,7 @@ class SqsNotifier(Notifier):
             await self._lane.run(partial(self._send, own, message, text))
 
     def _send(self, queue_url: str, message: StatusMessage, text: str) -> None:
-        ids = {}
-        if queue_url.endswith(_FIFO):
-            ids = {
-                "MessageGroupId": message.instance_id,
-                "MessageDeduplicationId": message.message_id,
-            }
+        ids = fifo_ids(queue_url, message.instance_id, message.message_id)
         with _MEANINGS.of(f"queue {redact(queue_url)}"):
             sqs = self._clients.get("sqs")
             answer = sqs.send_message(QueueUrl=queue_url, MessageBody=text, **ids)

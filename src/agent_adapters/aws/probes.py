@@ -1,28 +1,25 @@
 """Asks AWS what this role may do, by calls that change nothing whatever the answer is."""
 
-import asyncio
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final
 
 from attrs import evolve, frozen
 from botocore.exceptions import BotoCoreError
 
 from agent_adapters.aws.clients import AwsClients, Meanings
-from agent_adapters.threads import spawn
+from agent_adapters.aws.notifier import NO_QUEUE, fifo_ids
+from agent_adapters.threads import aside
+from agent_adapters.web import http_date
 from agent_core.errors import AgentError
 
 __all__ = ["AwsProbes", "Probed", "Verdict"]
-
-_T = TypeVar("_T")
 
 _NO_SUCH_KEY: Final = "runners/.doctor/there-is-no-such-object"
 _TOO_LONG_SECONDS: Final = 901
 """SQS delays a message by 900 s at most: one that is to wait longer is never accepted."""
 _PROBE_BODY: Final = '{"probe": "runs-fleet-agent doctor"}'
-_FIFO: Final = ".fifo"
 
 
 class Verdict(StrEnum):
@@ -77,9 +74,7 @@ _OTHERS: Final[Mapping[str, Mapping[str, type[AgentError]]]] = {
     "sts": dict.fromkeys(_REJECTED, _RejectedError),
     "s3": {"NoSuchKey": _AllowedError, "NoSuchBucket": _MissingError},
     "sqs": {
-        "AWS.SimpleQueueService.NonExistentQueue": _MissingError,
-        "QueueDoesNotExist": _MissingError,
-        "InvalidAddress": _MissingError,
+        **dict.fromkeys(NO_QUEUE, _MissingError),
         "InvalidParameterValue": _AllowedError,
     },
     "ec2": {
@@ -122,11 +117,11 @@ class AwsProbes:
                 return str(exc)
             return None
 
-        return await _aside("AWS credentials", look)
+        return await aside("AWS credentials", look)
 
     async def caller(self) -> Probed:
         """Who AWS says we are: the words are an ARN."""
-        return await _aside(
+        return await aside(
             "sts probe", lambda: self._ask("sts", lambda sts: sts.get_caller_identity()["Arn"])
         )
 
@@ -137,21 +132,21 @@ class AwsProbes:
             s3.get_object(Bucket=name, Key=_NO_SUCH_KEY, Range="bytes=0-0")["Body"].close()
             return ""
 
-        probed = await _aside("s3 probe", lambda: self._ask("s3", get))
+        probed = await aside("s3 probe", lambda: self._ask("s3", get))
         if probed.verdict is Verdict.DENIED and "s3:ListBucket" in probed.words:
             return evolve(probed, verdict=Verdict.UNLISTED)
         return probed
 
     async def queue(self, url: str) -> Probed:
         """Whether the queue exists, as far as that may be known, and whether messages may be sent to it."""
-        return await _aside("sqs probe", lambda: self._queue(url))
+        return await aside("sqs probe", lambda: self._queue(url))
 
     def _queue(self, url: str) -> Probed:
         def look(sqs: Any) -> str:
             sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
             return ""
 
-        ids = {"MessageGroupId": "doctor", "MessageDeduplicationId": "doctor"} if url.endswith(_FIFO) else {}
+        ids = fifo_ids(url, "doctor", "doctor")
 
         def send(sqs: Any) -> str:
             delay = _TOO_LONG_SECONDS
@@ -173,7 +168,7 @@ class AwsProbes:
             ec2.terminate_instances(InstanceIds=[instance_id], DryRun=True)
             return ""
 
-        return await _aside("ec2 probe", lambda: self._ask("ec2", dry_run))
+        return await aside("ec2 probe", lambda: self._ask("ec2", dry_run))
 
     def _ask(self, service: str, call: Callable[[Any], str]) -> Probed:
         try:
@@ -185,14 +180,6 @@ class AwsProbes:
             return Probed(exc.verdict, "" if exc.verdict is Verdict.ALLOWED else str(exc))
 
     def _take_date(self, model: Any, parsed: Mapping[str, Any], **_: object) -> None:
-        date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
-        try:
-            moment = parsedate_to_datetime(date)
-        except ValueError:
-            return
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        self._ahead[model.service_model.service_name] = self._now() - moment
-
-
-async def _aside(name: str, function: Callable[[], _T]) -> _T:
-    return await asyncio.wrap_future(spawn(name, function))
+        moment = http_date(parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
+        if moment is not None:
+            self._ahead[model.service_model.service_name] = self._now() - moment

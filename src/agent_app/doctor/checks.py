@@ -1,16 +1,15 @@
 """The checks of `doctor`, by their names: what each asks, and what it makes of the answer."""
 
-import asyncio
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from attrs import evolve
 
 from agent_adapters.aws.probes import Probed, Verdict
-from agent_adapters.threads import spawn
+from agent_adapters.host import why_unwritable
+from agent_adapters.threads import aside
 from agent_adapters.web import NotFoundError
 from agent_app.container import Container, runner_arch
 from agent_app.doctor.findings import Finding, Status, failed, fine, skipped, warning
@@ -22,7 +21,6 @@ from agent_app.doctor.host import (
     of_memory,
     of_user,
     user_name,
-    why_unwritable,
 )
 from agent_app.exit_status import ExitStatus
 from agent_app.settings import Loaded, Settings
@@ -40,8 +38,6 @@ from agent_core.policy import is_token_expired
 from agent_core.recovery import Remains, judge
 
 __all__ = ["Checks", "queue_arn"]
-
-_T = TypeVar("_T")
 
 _LATEST: Final = "latest"
 _QUEUE_URL: Final = re.compile(r"https?://sqs\.([a-z0-9-]+)\.amazonaws\.com/(\d+)/([\w.-]+)/?", re.ASCII)
@@ -204,7 +200,11 @@ class Checks:
         root = self._container.runner_dir()
         if self.prebaked_version is not None:
             return fine(f"runner {self.prebaked_version} in {root}")
-        why = "what is there is not an unused runner" if await _aside(root.exists) else "there is nothing"
+        why = (
+            "what is there is not an unused runner"
+            if await aside("doctor", root.exists)
+            else "there is nothing"
+        )
         return fine(f"none in {root} ({why}): a run puts its own there")
 
     async def runner(self) -> Finding:
@@ -259,11 +259,11 @@ class Checks:
         ahead, now = self._container.probes().ahead, self._container.now()
         if ahead is not None:
             return of_clock(ahead, "AWS's")
-        return of_clock(await _aside(partial(ahead_of, self._settings.github_url, now)), "GitHub's")
+        return of_clock(await aside("doctor", partial(ahead_of, self._settings.github_url, now)), "GitHub's")
 
     async def state_dir(self) -> Finding:
         folder, fix = self._container.state_dir(), "name another folder in RUNS_FLEET_STATE_DIR"
-        if why := await _aside(partial(why_unwritable, folder, make=True)):
+        if why := await aside("doctor", partial(why_unwritable, folder, make=True)):
             return failed(why, f"{fix}, or let the agent's user write there")
         record = await self._container.journal().load()
         remains = judge(record, self._settings.instance_id or "", self._container.host_probe())
@@ -279,23 +279,18 @@ class Checks:
 
     async def runner_dir(self) -> Finding:
         parent = self._container.runner_dir().parent
-        if why := await _aside(partial(why_unwritable, parent)):
+        if why := await aside("doctor", partial(why_unwritable, parent)):
             return failed(
                 why, "name another folder in RUNS_FLEET_RUNNER_DIR, or let the agent's user write there"
             )
         return fine(f"{parent} can be written")
 
     async def user(self) -> Finding:
-        return await _aside(lambda: of_user(user_name(), self._settings.runner_user))
+        return await aside("doctor", lambda: of_user(user_name(), self._settings.runner_user))
 
     async def systemd(self) -> Finding:
-        init = await _aside(lambda: Path("/proc/1/comm").read_text("utf-8", "replace").strip())
+        init = await aside("doctor", lambda: Path("/proc/1/comm").read_text("utf-8", "replace").strip())
         return of_init(init, poweroff=self._settings.poweroff)
-
-
-async def _aside(function: Callable[[], _T]) -> _T:
-    """The function's result, off the event loop: a file system that hangs must not hold up other checks."""
-    return await asyncio.wrap_future(spawn("doctor", function))
 
 
 def _of_probe(probed: Probed, good: str, allow: str, place: str, reach: str) -> Finding:

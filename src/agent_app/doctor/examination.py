@@ -4,17 +4,16 @@ What changes: the state folder is there afterwards, and, in profile `aws`, the l
 """
 
 import asyncio
-import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Any, Final
 
 from attrs import evolve
 
-from agent_app.container import Container
+from agent_app.container import Container, container_of
 from agent_app.doctor.checks import Checks
 from agent_app.doctor.findings import Finding, failed, fine, skipped
 from agent_app.exit_status import ExitStatus
-from agent_app.identity import identified, metadata_of, spare_metadata_the_proxy
+from agent_app.identity import identified, metadata_of
 from agent_app.settings import Loaded, Settings
 from agent_core.deadline import within
 from agent_core.errors import AgentError, DeadlineError
@@ -36,14 +35,12 @@ _ASKING_AWS: Final = frozenset({"config", "cache", "queue", "logs", "terminate"}
 _OF_INSTANCE: Final = frozenset({"config", "logs", "terminate"})
 
 
-def examine(loaded: Loaded, environ: Mapping[str, str]) -> list[Finding]:
+def examine(loaded: Loaded, environ: MutableMapping[str, str]) -> list[Finding]:
     """Every check's finding, in a fixed order; each check has a bound, and none raises."""
     settings, unknown = loaded.settings, list[str]()
     if settings.profile == "aws":
         settings, unknown = identified(settings, metadata_of(environ), _METADATA_SECONDS)
-    container = Container(settings=settings, environ=dict(environ), observer=lambda _: None)
-    if settings.profile == "aws":
-        spare_metadata_the_proxy(os.environ)
+    container = container_of(settings, lambda _: None, environ)
     checks = Checks(loaded, settings, unknown, container)
     return [*_of_settings(loaded), *asyncio.run(_all(checks, settings, container))]
 

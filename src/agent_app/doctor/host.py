@@ -5,13 +5,12 @@ import pwd
 import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
 import httpx
 
-from agent_adapters.web import web_client
+from agent_adapters.web import http_date, web_client
 from agent_app.doctor.findings import Finding, failed, fine, skipped, warning
 from agent_core.errors import BinaryUnavailableError
 
@@ -23,7 +22,6 @@ __all__ = [
     "of_memory",
     "of_user",
     "user_name",
-    "why_unwritable",
 ]
 
 _MB: Final = 2**20
@@ -61,26 +59,10 @@ def ahead_of(url: str, now: Callable[[], datetime]) -> timedelta | None:
     """How far this clock is ahead of that of the server at the URL; None: it does not say."""
     try:
         with web_client() as client:
-            date = client.head(url).headers.get("Date", "")
-        return now() - parsedate_to_datetime(date)
-    except (httpx.HTTPError, httpx.InvalidURL, BinaryUnavailableError, ValueError, TypeError):
+            moment = http_date(client.head(url).headers.get("Date"))
+    except (httpx.HTTPError, httpx.InvalidURL, BinaryUnavailableError, ValueError):
         return None
-
-
-def why_unwritable(folder: Path, *, make: bool = False) -> str | None:
-    """Why nothing can be written into the folder; None: it can, if need be after it was made.
-
-    With `make`, it is there afterwards.
-    """
-    if make:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            return f"{folder} cannot be made: {exc.strerror}"
-    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        return f"{existing} is not a folder"
-    return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written"
+    return None if moment is None else now() - moment
 
 
 def user_name() -> str:
