@@ -311,3 +311,17 @@ def test_a_deaf_watch_says_so_once(imds: Imds, metadata: InstanceMetadata) -> No
     watch(metadata, told, meanwhile)
 
     assert len(told.stops) == len(told.warnings) == 1
+
+
+def test_a_notice_is_heard_where_recommendations_are_not(imds: Imds, metadata: InstanceMetadata) -> None:
+    """A path that is out of order for good takes nothing from the other one."""
+    told = Told()
+
+    async def meanwhile(told: Told) -> None:
+        imds.faults.plan("imds:rebalance", Answer(500))
+        await until("the warning", lambda: bool(told.warnings))
+        imds.spot_notice(AT)
+
+    watch(metadata, told, meanwhile)
+
+    assert len(told.stops) == 1

@@ -33,11 +33,15 @@ class SpotWatch:
     async def _look(self, stop: Callable[[StopRequest], None], warn: Warn) -> bool:
         """One look; whether the notice was there."""
         try:
-            notice = await self._lane.run(self._metadata.spot_notice)
+            # The notice first, and acted on at once: the other path may be out of order for ever.
+            if (notice := await self._lane.run(self._metadata.spot_notice)) is not None:
+                detail = f"spot notice: AWS will {notice.action} the instance at {notice.at.isoformat()}"
+                stop(StopRequest(StopReason.INTERRUPTED, detail, by="spot", deadline=notice.at))
+                return True
             recommended = await self._lane.run(self._metadata.rebalance_recommendation)
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with one look, the next one may hear
             if not self._deaf:
-                warn(f"spot notices are not heard for now: {exc}")
+                warn(f"what AWS announces is not heard in full for now: {exc}")
             self._deaf = True
             return False
         self._deaf = False
@@ -46,8 +50,4 @@ class SpotWatch:
             warn(
                 f"AWS recommends to rebalance: the instance is likely to be taken back; {recommended.strip()}"
             )
-        if notice is None:
-            return False
-        detail = f"spot notice: AWS will {notice.action} the instance at {notice.at.isoformat()}"
-        stop(StopRequest(StopReason.INTERRUPTED, detail, by="spot", deadline=notice.at))
-        return True
+        return False
