@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from agent_adapters.accounts import Account, why_unreachable
 from agent_adapters.removal import remove_tree
 from agent_core.errors import RunnerUnavailableError
 
@@ -23,31 +24,45 @@ _USED: Final = (".runner", ".credentials", ".service", ".env", ".path", ".setup_
 """What the names begin with of all that config.sh and svc.sh leave, also where they fail."""
 _FILLED_BY_USE: Final = ("_work", "_diag")
 _OTHERS_MAY_WRITE: Final = 0o022
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 _OUTPUT_BYTES: Final = 4096
 _VERSION: Final = re.compile(rb"^(2\.\d{1,9}\.\d{1,9})\r?$", re.MULTILINE)
 
 
-def prebaked_version(root: Path, timeout: float) -> str | None:
+def prebaked_version(root: Path, timeout: float, account: Account | None = None) -> str | None:
     """The version of the runner in the root, `2.x.y`: complete, never used, and changed by nobody else.
 
     None for anything else, and where the runner does not say its version within `timeout` seconds. Never
     raises. No process of it is left, nor the log that the runner writes even for this.
+
+    Args:
+        root: the runner's.
+        timeout: in seconds.
+        account: who is to run it. Where that user can enter the root, it is run as that user already now, and
+            so may be that user's; None: this process's own.
     """
     try:
+        if account is not None and why_unreachable(account, root):
+            account = None
         # The last one looks at every file.
-        if not (_is_complete(root) and _is_fresh(root) and _is_ours(root)):
+        if not (_is_complete(root) and _is_fresh(root) and _is_ours(root, account)):
             return None
-        with _without_traces(root):
-            return _said_version(root, timeout)
+        with _without_traces(root, account):
+            return _said_version(root, timeout, account)
     except (OSError, ValueError):
         return None
 
 
-def _is_ours(root: Path) -> bool:
-    """Nobody but us and root can have changed what will run, nor put another folder in its place."""
-    parents = root.absolute().parents
-    return all(map(_is_sheltering, parents)) and all(map(_is_private, _all_of(root)))
+def _is_ours(root: Path, account: Account | None) -> bool:
+    """Nobody but us, root and who is to run it can have changed what will run, or put another there."""
+    owners = {os.geteuid(), 0}
+    if account is not None:
+        # Of the folders above as well, such as its home: it could put another runner there, but only one that
+        # runs as itself, and its own runner it can change in any case. Nothing of it has run yet.
+        owners.add(account.uid)
+    parents = all(_is_sheltering(parent.stat(), owners) for parent in root.absolute().parents)
+    return parents and all(_is_private(status, owners) for status in _all_of(root))
 
 
 def _all_of(root: Path) -> Iterator[os.stat_result]:
@@ -62,16 +77,15 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _is_private(status: os.stat_result) -> bool:
-    if status.st_uid not in {os.geteuid(), 0}:
+def _is_private(status: os.stat_result, owners: set[int]) -> bool:
+    if status.st_uid not in owners:
         return False
     return stat.S_ISLNK(status.st_mode) or not status.st_mode & _OTHERS_MAY_WRITE
 
 
-def _is_sheltering(folder: Path) -> bool:
+def _is_sheltering(status: os.stat_result, owners: set[int]) -> bool:
     """In a sticky folder, only its owner can move what is in it."""
-    status = folder.stat()
-    return _is_private(status) or bool(status.st_mode & stat.S_ISVTX)
+    return _is_private(status, owners) or bool(status.st_mode & stat.S_ISVTX)
 
 
 def _is_complete(root: Path) -> bool:
@@ -88,19 +102,32 @@ def _is_fresh(root: Path) -> bool:
 
 
 @contextmanager
-def _without_traces(root: Path) -> Iterator[None]:
-    """The Listener writes to `_diag` whatever it is asked: what was fresh before is so afterwards."""
+def _without_traces(root: Path, account: Account | None) -> Iterator[None]:
+    """The Listener writes to `_diag` whatever it is asked: what was fresh before is so afterwards.
+
+    Where it runs as another user, that folder is lent to it: it does not start without.
+    """
     diag = root / "_diag"
     had_diag = diag.exists()
+    diag.mkdir(exist_ok=True)
+    folder = os.open(diag, _FOLDER)  # whatever may be put in its place, only this one is emptied
+    owner = os.fstat(folder)
     try:
+        if account is not None:
+            os.fchown(folder, account.uid, account.gid)
         yield
     finally:
         with suppress(OSError, RunnerUnavailableError):
-            for path in [*diag.iterdir()] if had_diag else [diag]:
+            for path in Path(f"/proc/self/fd/{folder}").iterdir():
                 remove_tree(path)
+            if had_diag:
+                os.fchown(folder, owner.st_uid, owner.st_gid)
+            else:
+                diag.rmdir()
+        os.close(folder)
 
 
-def _said_version(root: Path, timeout: float) -> str | None:
+def _said_version(root: Path, timeout: float, account: Account | None) -> str | None:
     with subprocess.Popen(
         [root / _LISTENER, "--version"],
         cwd=root,
@@ -109,6 +136,9 @@ def _said_version(root: Path, timeout: float) -> str | None:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        user=None if account is None else account.uid,
+        group=None if account is None else account.gid,
+        extra_groups=None if account is None else account.groups,
     ) as process:
         try:
             _await_end(process, timeout)

@@ -2,14 +2,16 @@
 
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 from sample_runner.build import build_archive
 
+from agent_adapters.accounts import Account, hand_over
 from agent_adapters.prebaked import prebaked_version
+from support.users import NOBODY, needs_root, open_folder
 
 PATIENCE: Final = 20.0
 """Seconds; what is asked here answers in far less."""
@@ -37,10 +39,11 @@ def program(text: str) -> Callable[[Path], object]:
 
 def test_tells_the_version_of_a_fresh_runner(root: Path) -> None:
     """As often as it is asked: it leaves nothing that would make the runner look used."""
-    before = names(root)
+    before, open_before = names(root), len([*Path("/proc/self/fd").iterdir()])
 
     assert [prebaked_version(root, PATIENCE) for _ in range(2)] == ["2.345.6"] * 2
     assert names(root) == before
+    assert len([*Path("/proc/self/fd").iterdir()]) == open_before
 
 
 def test_empty_folders_are_no_use(root: Path) -> None:
@@ -111,7 +114,7 @@ def test_what_others_may_write_to_is_none(root: Path, name: str, mode: int) -> N
     assert not (root / "started").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 @pytest.mark.parametrize("name", [".", "bin", "bin/Runner.Listener", "bin/Runner.Worker"])
 def test_what_is_somebody_elses_is_none(root: Path, name: str) -> None:
     os.chown(root / name, 4711, -1)
@@ -193,3 +196,115 @@ def test_it_gets_nothing_of_ours(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     environment = dict(line.split("=", 1) for line in (root.parent / "env").read_text().splitlines())
     assert environment.keys() - {"PWD", "SHLVL", "_"} == {"PATH", "DOTNET_SYSTEM_GLOBALIZATION_INVARIANT"}
     assert (root.parent / "input").read_bytes() == b""
+
+
+# A runner that another user is to run
+
+SAYS_WHO: Final = """
+    set -e
+    echo log > _diag/Runner_20260101-000000-utc.log
+    echo 2.1.0
+    echo "$(id -u) $(id -g) $(id -G)" > _diag/../../who/said
+"""
+"""Like a real one, it fails where it cannot write its log."""
+
+
+@pytest.fixture
+def nobodys(root: Path) -> Iterator[Path]:
+    """A runner where anybody can get to, in nobody's home, and nobody's; it says what it was run as."""
+    with open_folder() as folder:
+        for name in ("home", "home/who"):
+            (folder / name).mkdir()
+        root.rename(folder / "home/runner")
+        program(SAYS_WHO)(folder / "home/runner")
+        hand_over(folder / "home", NOBODY)
+        yield folder / "home/runner"
+
+
+def give_to_root(path: Path) -> None:
+    for each in [path, *path.rglob("*")]:
+        os.chown(each, 0, 0, follow_symlinks=False)
+
+
+def said(root: Path) -> str | None:
+    """The user, its group and all its groups, if the runner was run at all; asked once."""
+    file = root.parent / "who/said"
+    if not file.exists():
+        return None
+    text = file.read_text().strip()
+    file.unlink()
+    return text
+
+
+NOBODYS_IDS: Final = f"{NOBODY.uid} {NOBODY.gid} {' '.join(map(str, NOBODY.groups))}"
+
+
+@needs_root
+@pytest.mark.parametrize("diag", [True, False])
+@pytest.mark.parametrize("give", [lambda _: None, give_to_root])
+def test_it_is_run_as_its_user(nobodys: Path, give: Callable[[Path], object], *, diag: bool) -> None:
+    """Whether it is that user's or root's; the log's folder is as it was, also in who owns it."""
+    if diag:
+        (nobodys / "_diag").mkdir()
+        os.chown(nobodys / "_diag", NOBODY.uid, NOBODY.gid)
+    give(nobodys)
+    before = {path: (path.lstat().st_uid, path.lstat().st_gid) for path in nobodys.rglob("*")}
+
+    for _ in range(2):
+        assert prebaked_version(nobodys, PATIENCE, NOBODY) == "2.1.0"
+        assert said(nobodys) == NOBODYS_IDS
+        after = {path: (path.lstat().st_uid, path.lstat().st_gid) for path in nobodys.rglob("*")}
+        assert after == before
+
+
+@needs_root
+@pytest.mark.parametrize("name", [".", "bin", "bin/Runner.Listener", "run.sh", ".."])
+@pytest.mark.parametrize("account", [None, NOBODY])
+def test_whose_it_may_be(nobodys: Path, name: str, account: Account | None) -> None:
+    """Its user's as well, which is nobody else; one file of another's is too much, and nothing is run."""
+    give_to_root(nobodys.parent)
+    (nobodys / "../who").chmod(0o777)
+    os.chown(nobodys / name, NOBODY.uid, -1)
+    assert prebaked_version(nobodys, PATIENCE, account) == (None if account is None else "2.1.0")
+    assert said(nobodys) == (None if account is None else NOBODYS_IDS)
+
+    os.chown(nobodys / name, 4711, -1)
+    assert prebaked_version(nobodys, PATIENCE, account) is None
+    assert said(nobodys) is None
+
+
+@needs_root
+@pytest.mark.parametrize("name", [".", "bin", "bin/Runner.Listener", ".."])
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+def test_what_others_than_its_user_may_write_to_is_none(nobodys: Path, name: str, mode: int) -> None:
+    path = nobodys / name
+    path.chmod(path.stat().st_mode | mode)
+
+    assert prebaked_version(nobodys, PATIENCE, NOBODY) is None
+    assert said(nobodys) is None
+
+
+@needs_root
+def test_where_its_user_cannot_go(nobodys: Path) -> None:
+    """Only what is wholly root's is run as root."""
+    nobodys.parent.parent.chmod(0o711)
+    assert prebaked_version(nobodys, PATIENCE, NOBODY) is None
+    assert said(nobodys) is None
+
+    give_to_root(nobodys.parent)
+    assert prebaked_version(nobodys, PATIENCE, NOBODY) == "2.1.0"
+    assert str(said(nobodys)).startswith("0 0 ")
+
+
+@needs_root
+def test_a_log_folder_that_is_swapped(nobodys: Path) -> None:
+    """By what runs as the user: nothing of root's is emptied or given away in its place."""
+    outside = nobodys.parent.parent / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    program(f"mv _diag moved && ln -s {outside} _diag && echo 2.1.0")(nobodys)
+
+    assert prebaked_version(nobodys, PATIENCE, NOBODY) == "2.1.0"
+    assert (outside / "file").exists()
+    assert outside.stat().st_uid == 0
+    assert not any((nobodys / "moved").iterdir())
