@@ -1,6 +1,6 @@
 """The world as files, for the profile `local`: what would go to a cloud stands under one folder.
 
-`notifications.jsonl`, `terminations.jsonl`, `logs/{instance_id}/{job_id}.log`.
+`notifications.jsonl`, `terminations.jsonl`, `logs/{instance_id}/{job_id}.log`, `buckets/{bucket}/{key}`.
 """
 
 import hashlib
@@ -8,11 +8,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from agent_adapters.diagnostics import Log, RunnerLogs
 from agent_adapters.installer import Installer, Report
 from agent_adapters.state import write_all
 from agent_adapters.threads import Cancellation, Lane
@@ -25,6 +27,8 @@ from agent_core.errors import (
     ConfigDeniedError,
     ConfigMalformedError,
     ConfigUnavailableError,
+    DiagnosticsDeniedError,
+    DiagnosticsUnavailableError,
     LogSinkDeniedError,
     LogSinkUnavailableError,
     NotifierDeniedError,
@@ -32,10 +36,19 @@ from agent_core.errors import (
     TerminatorDeniedError,
     TerminatorUnavailableError,
 )
-from agent_core.model import JobConfig, LogEvent, Release, ReleaseRequest, StatusMessage
+from agent_core.model import (
+    JobConfig,
+    LogDestination,
+    LogEvent,
+    Release,
+    ReleaseRequest,
+    StatusMessage,
+    Uploaded,
+)
 from agent_core.ports import (
     BinaryStore,
     ConfigSource,
+    DiagnosticsStore,
     LogSink,
     Notifier,
     Progress,
@@ -46,6 +59,7 @@ from agent_core.ports import (
 __all__ = [
     "FileBinaryStore",
     "FileConfigSource",
+    "FileDiagnosticsStore",
     "FileLogSink",
     "FileNotifier",
     "FileTerminator",
@@ -188,9 +202,37 @@ class FileLogSink(LogSink):
         return 0
 
     def _append(self, path: Path, text: str) -> None:
-        if not path.is_relative_to(self._folder) or ".." in path.relative_to(self._folder).parts:
+        if _leads_out(path, self._folder):
             raise LogSinkDeniedError(f"{path}: the stream's name leads out of the folder")
         _append(path, text, LogSinkDeniedError, LogSinkUnavailableError)
+
+
+class FileDiagnosticsStore(DiagnosticsStore):
+    """A folder for each bucket, and in it a file for each key.
+
+    Args:
+        folder: where the buckets are.
+        root: the runner's root.
+        owner: the runner's user; None: this process's own.
+    """
+
+    def __init__(self, folder: Path, root: Path, owner: int | None = None) -> None:
+        self._folder, self._logs = folder, RunnerLogs(root, owner)
+
+    async def upload(self, destination: LogDestination, progress: Progress) -> Uploaded:
+        return await self._logs.upload(partial(self._put, destination), progress)
+
+    def _put(self, destination: LogDestination, log: Log, *_: object) -> None:
+        bucket = self._folder / destination.bucket
+        path = bucket / f"{destination.prefix}{log.name}.gz"
+        if _leads_out(bucket, self._folder) or _leads_out(path, bucket):
+            raise DiagnosticsDeniedError(f"{path}: the bucket or the key leads out of the folder")
+        try:
+            _replace(path, log.gzipped)
+        except (ValueError, *_FINAL) as exc:  # the first: no file can have such a name
+            raise DiagnosticsDeniedError(f"bucket {destination.bucket!r}: {exc}") from exc
+        except OSError as exc:
+            raise DiagnosticsUnavailableError(f"{path}: {exc.strerror}") from exc
 
 
 class FileNotifier(Notifier):
@@ -220,6 +262,26 @@ class FileTerminator(Terminator):
 
     async def power_off(self) -> None:
         raise TerminatorDeniedError("profile local powers off nobody's machine")
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    return not path.is_relative_to(folder) or ".." in path.relative_to(folder).parts
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Replaces the file whole, and returns when its content would survive a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    try:
+        with new.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        raise
 
 
 def _append(path: Path, text: str, denied: type[AgentError], unavailable: type[AgentError]) -> None:
