@@ -2,6 +2,7 @@
 """Packs the sample runner: a tarball with the layout of actions/runner's, whose job is a shell script.
 
 python examples/sample_runner/build.py OUT_DIR [--job FILE.sh] [--scenario FILE.json] [--version V] [--arch A]
+    [--scripts-only]
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ _BUILT_AT = 1_700_000_000  # seconds; any fixed time: the same input gives the s
 _FILE_MODE = 0o644
 _PROGRAM_MODE = 0o755
 _LINK_MODE = 0o777
+_PROGRAMS = "bin"
+_HIDDEN_PROGRAMS = "libexec"
 _NODE = "externals/node20"
 _NPM = "../lib/node_modules/npm/bin"
 
@@ -69,11 +72,15 @@ def build_archive(
     scenario: Mapping[str, object] | None = None,
     version: str = DEFAULT_VERSION,
     arch: str | None = None,
+    scripts_only: bool = False,
 ) -> Path:
     """Write `actions-runner-linux-{arch}-{version}.tar.gz` to `out_dir`, made if missing; return its path.
 
-    `arch` is `x64` or `arm64`, this machine's where None. Raises ScenarioError for a key or value of the
-    scenario that is wrong, ValueError for a version or arch that cannot be.
+    `arch` is `x64` or `arm64`, this machine's where None. With `scripts_only` there is no
+    `bin/Runner.Listener`: only `config.sh` and `run.sh` know where it is.
+
+    Raises ScenarioError for a key or value of the scenario that is wrong, ValueError for a version or arch
+    that cannot be.
     """
     arch = arch or _machine_arch()
     if arch not in _ARCHES:
@@ -84,7 +91,8 @@ def build_archive(
     _schema.parse(scenario)
     out_dir.mkdir(parents=True, exist_ok=True)
     archive = out_dir / f"actions-runner-linux-{arch}-{version}.tar.gz"
-    archive.write_bytes(_pack([*_runner(), *_sample(job, scenario, version)]))
+    programs = _HIDDEN_PROGRAMS if scripts_only else _PROGRAMS
+    archive.write_bytes(_pack([*_runner(programs), *_sample(job, scenario, version)]))
     return archive
 
 
@@ -116,6 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", default=DEFAULT_VERSION, help="runner version (default: %(default)s)")
     parser.add_argument("--arch", choices=_ARCHES, help="default: this machine's")
+    parser.add_argument(
+        "--scripts-only", action="store_true", help="only config.sh and run.sh know where the Listener is"
+    )
     options = parser.parse_args(argv)
     try:
         archive = build_archive(
@@ -124,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             scenario=_read_scenario(options.scenario) if options.scenario else None,
             version=options.version,
             arch=options.arch,
+            scripts_only=options.scripts_only,
         )
     except (OSError, ValueError) as exc:
         parser.error(str(exc))
@@ -162,16 +174,17 @@ def _machine_arch() -> str:
     return _MACHINES.get(machine, machine)
 
 
-def _runner() -> Iterator[Member]:
-    """What GitHub's tarball has too."""
+def _runner(programs: str) -> Iterator[Member]:
+    """What GitHub's tarball has too, with the Listener and the Worker in the folder `programs`."""
     for path in sorted(_PACKAGE.iterdir()):
         if path.is_file():
-            yield Member(path.name, path.read_bytes(), mode=_PROGRAM_MODE)
+            script = path.read_bytes().replace(b"/bin/Runner.", f"/{programs}/Runner.".encode())
+            yield Member(path.name, script, mode=_PROGRAM_MODE)
     for path in sorted((_PACKAGE / "bin").iterdir()):
         if path.is_file():
-            yield Member(f"bin/{path.name}", path.read_bytes(), mode=_PROGRAM_MODE)
+            yield Member(f"{programs}/{path.name}", path.read_bytes(), mode=_PROGRAM_MODE)
     for path in sorted((_PACKAGE / "bin" / "runner").glob("*.py")):
-        yield Member(f"bin/runner/{path.name}", path.read_bytes())
+        yield Member(f"{programs}/runner/{path.name}", path.read_bytes())
     yield Member(
         f"{_NODE}/bin/node",
         b'#!/bin/sh\necho "The sample runner has no Node.js." >&2\nexit 1\n',

@@ -156,8 +156,10 @@ class Runner:
         self._processes: list[Process] = []
         self._fifos: list[Fifo] = []
 
-    def unpack(self, job: str, scenario: dict[str, object]) -> None:
-        archive = build.build_archive(self.home / "archive", job=job, scenario=scenario)
+    def unpack(self, job: str, scenario: dict[str, object], *, scripts_only: bool = False) -> None:
+        archive = build.build_archive(
+            self.home / "archive", job=job, scenario=scenario, scripts_only=scripts_only
+        )
         with tarfile.open(archive) as tar:
             tar.extractall(self.root, filter="data")
 
@@ -227,7 +229,7 @@ class Runner:
 
 
 class MakeRunner(Protocol):
-    def __call__(self, job: str = ..., **scenario: object) -> Runner: ...
+    def __call__(self, job: str = ..., *, scripts_only: bool = ..., **scenario: object) -> Runner: ...
 
 
 @pytest.fixture
@@ -235,8 +237,8 @@ def make_runner(tmp_path: Path) -> Iterator[MakeRunner]:
     """Gives a runner; kills, at the end, everything that came of it."""
     runner = Runner(tmp_path, str(uuid.uuid4()))
 
-    def make(job: str = "echo hello\n", **scenario: object) -> Runner:
-        runner.unpack(job, scenario)
+    def make(job: str = "echo hello\n", *, scripts_only: bool = False, **scenario: object) -> Runner:
+        runner.unpack(job, scenario, scripts_only=scripts_only)
         return runner
 
     yield make
@@ -289,6 +291,18 @@ def test_archive_has_the_layout_of_the_real_one(tmp_path: Path) -> None:
     assert all(members[f"./bin/Runner.{name}"].mode == 0o755 for name in ("Listener", "Worker"))
 
 
+def test_archive_of_scripts_only_has_its_programs_elsewhere(tmp_path: Path) -> None:
+    """All else is as in any other."""
+
+    def names(folder: str, **options: bool) -> set[str]:
+        with tarfile.open(build.build_archive(tmp_path / folder, **options)) as tar:
+            return {member.name for member in tar.getmembers()}
+
+    plain, scripts_only = names("plain"), names("scripts", scripts_only=True)
+    assert not [name for name in scripts_only if name.startswith("./bin")]
+    assert {re.sub(r"^\./libexec\b", "./bin", name) for name in scripts_only} == plain
+
+
 def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     """Neither the time nor the order of the scenario's keys is in the archive."""
     first = build.build_archive(tmp_path / "a", scenario={"hang": True, "lost_job": True}).read_bytes()
@@ -305,6 +319,8 @@ def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         ({"hang": "yes"}, "scenario key 'hang': 'yes' is not true or false"),
         ({"hang": 1}, "scenario key 'hang': 1 is not true or false"),
         ({"result": "Fine"}, "'Fine' is not one of Succeeded, SucceededWithIssues, Failed,"),
+        ({"exit_result": 100}, "scenario key 'exit_result': 100 is not one of Succeeded,"),
+        ({"update": 3}, "scenario key 'update': 3 is not true or false"),
         ({"cancel_seconds": -1}, "scenario key 'cancel_seconds': -1 is not a number of seconds, 0 or more"),
         ({"cancel_seconds": True}, "True is not a number of seconds"),
         ({"cancel_seconds": float("nan")}, "nan is not a number of seconds"),
@@ -352,7 +368,7 @@ def test_command_line_builds_and_prints_the_path(tmp_path: Path) -> None:
     job.write_text("echo from a file\n")
     scenario.write_text('{"job_name": "mine"}')
     files = [tmp_path / "out", "--job", job, "--scenario", scenario]
-    arguments = [*map(str, files), "--arch", "x64", "--version", "2.1.0"]
+    arguments = [*map(str, files), "--arch", "x64", "--version", "2.1.0", "--scripts-only"]
     command = [sys.executable, str(EXAMPLE / "build.py"), *arguments]
     built = subprocess.run(command, capture_output=True, text=True, check=True)
     assert built.stdout == f"{tmp_path}/out/actions-runner-linux-x64-2.1.0.tar.gz\n"
@@ -362,6 +378,7 @@ def test_command_line_builds_and_prints_the_path(tmp_path: Path) -> None:
         scenario={"job_name": "mine"},
         arch="x64",
         version="2.1.0",
+        scripts_only=True,
     )
     assert Path(built.stdout.strip()).read_bytes() == same.read_bytes()
 
@@ -586,6 +603,26 @@ def test_result_is_the_exit_code_where_asked_for(make_runner: MakeRunner, result
     assert f"completed with result: {result}\n" in ended.out
 
 
+@pytest.mark.parametrize(
+    ("scenario", "said", "code"),
+    [
+        ({"exit_result": "Failed"}, ["Succeeded"], 102),
+        ({"exit_result": "Succeeded", "result": "Failed"}, ["Failed"], 100),
+        ({"exit_result": "Abandoned", "lost_job": True}, [], 105),
+    ],
+)
+def test_exit_code_may_contradict_the_console(
+    make_runner: MakeRunner, scenario: dict[str, Any], said: list[str], code: int
+) -> None:
+    ended = make_runner(**scenario).run(ACTIONS_RUNNER_RETURN_JOB_RESULT_FOR_HOSTED="true")
+    assert (ended.code, re.findall("completed with result: (.*)", ended.out)) == (code, said)
+
+
+def test_exit_result_is_nothing_unless_asked_for(make_runner: MakeRunner) -> None:
+    ended = make_runner(exit_result="Failed").run()
+    assert (ended.code, "completed with result: Succeeded\n" in ended.out) == (0, True)
+
+
 def test_a_worker_that_dies_fails_the_job(make_runner: MakeRunner) -> None:
     ended = make_runner("kill -KILL $PPID\n").run()
     assert (ended.code, "completed with result: Failed\n" in ended.out) == (0, True)
@@ -668,6 +705,26 @@ def test_each_start_takes_the_next_exit_code(make_runner: MakeRunner) -> None:
     """Then it runs as it would have."""
     runner = make_runner(exit_codes=[2, 7])
     assert [runner.run().code for _ in range(3)] == [2, 7, 0]
+
+
+def test_an_update_goes_on_after_its_listener(make_runner: MakeRunner) -> None:
+    """Nobody may start another one before that has ended; that one takes the first exit code."""
+    runner = make_runner(update=True, exit_codes=[7])
+    first = runner.listen()
+    assert_ends(first.pid)  # the script waits for as long as it is a zombie
+    early = runner.run()
+    assert (early.code, early.out, early.err) == (1, "", "update in progress\n")
+    done = runner.home / "update.finished"
+    assert not done.exists()
+    before = time.monotonic()
+    assert first.exit_code() == 3
+    ended = first.finish()  # the output is the script's, too
+    assert time.monotonic() - before >= 1.0
+    assert done.exists()
+    assert ended.out.startswith("\n√ Connected to GitHub\n\nRunner will exit shortly for update,")
+    assert "Listening" not in ended.out
+    assert [runner.run().code for _ in range(2)] == [7, 0]
+    assert not (runner.root / ".runner").exists()
 
 
 # Environment
@@ -1134,7 +1191,7 @@ LEAVE_BEHIND = "setsid sh -c 'echo left=$$.; exec sleep 1000 > /dev/null 2>&1' &
 )
 def test_orphans_are_killed_by_their_tracking_id(
     make_runner: MakeRunner,
-    scenario: dict[str, object],
+    scenario: dict[str, Any],
     job: str,
     survives: bool,  # noqa: FBT001 - a parameter
 ) -> None:
@@ -1175,6 +1232,35 @@ def test_run_sh_runs_the_listener(make_runner: MakeRunner) -> None:
     assert (runner.root / "run-helper.sh").read_bytes() == (
         runner.root / "run-helper.sh.template"
     ).read_bytes()
+
+
+def test_run_sh_waits_for_an_update(make_runner: MakeRunner) -> None:
+    """Then the runner is as it would have been."""
+    runner = make_runner(update=True)
+    ended = runner.call("run.sh", ACTIONS_RUNNER_INPUT_JITCONFIG=build.jit_config())
+    assert re.search(
+        "Update finished successfully.\nRestarting runner...\n(?s:.*)result: Succeeded\n", ended.out
+    )
+    assert not (runner.home / "update.finished").exists()
+    assert (ended.code, ended.err) == (0, "")
+
+
+def test_run_sh_alone_may_know_the_listener(make_runner: MakeRunner) -> None:
+    """config.sh does, too; the Listener and the Worker are as ever."""
+    job = "echo in $GITHUB_WORKSPACE; tr '\\0' ' ' < /proc/$PPID/cmdline\n"
+    runner = make_runner(job, scripts_only=True, exit_codes=[2])
+    stub_sleep(runner)
+    assert not (runner.root / "bin").exists()
+    assert runner.call("config.sh", "--version").out == "2.336.0\n"
+    assert runner.configure().code == 0
+    ended = runner.call("run.sh")
+    assert (ended.code, ended.out.count("Restarting runner...\n")) == (0, 1)
+    assert f"in {runner.root}/_work/my-repo/my-repo\n" in ended.out
+    assert f"{runner.root}/libexec/Runner.Worker spawnclient" in ended.out
+    assert "Job sample completed with result: Succeeded\n√ Removed .credentials\n" in ended.out
+    assert "Job completed. Result: Succeeded" in runner.log("Worker")
+    assert runner.configure().code == 0
+    assert runner.call("config.sh", "remove").code == 0
 
 
 @pytest.mark.parametrize("code", [1, 5, 7, 100, 101, 102, 103, 104, 105, 137, 143])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import channel
@@ -99,7 +100,7 @@ class Dispatcher:
         self._host.count("StartingWorkerProcess")
         worker_input, to_worker = os.pipe()
         from_worker, worker_output = os.pipe()
-        folder = self._host.root / "bin"
+        folder = Path(__file__).resolve().parents[1]
         worker = subprocess.Popen(
             [
                 sys.executable,

@@ -15,6 +15,7 @@ from .scenario import RESULTS, Scenario
 from .scenario import load as load_scenario
 from .terminal import Terminal
 from .timestamps import console_stamp
+from .update import begin_update, is_updating
 from .waiting import LimitReached, Waiter
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _SUCCESS = 0
 _TERMINATED = 1
 _RETRYABLE = 2
+_UPDATING = 3
 _SESSION_CONFLICT = 5
 _ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 
@@ -67,6 +69,8 @@ def _execute(host: Host, terminal: Terminal, inputs: Inputs, scenario: Scenario)
     if inputs.command == "remove":
         forget(host.root, terminal)
         return _SUCCESS
+    if is_updating(host.root):
+        raise Refusal("update in progress")
     if encoded := inputs.value("jitconfig"):
         unpack_jit_config(host.root, encoded, scenario)
     settings = load_settings(host.root)
@@ -115,8 +119,15 @@ class Listener:
 
     def _refused_session(self) -> int | None:
         """The exit code of a Listener that gets no session."""
-        code = self._next_exit_code()
-        if code is not None:
+        turn = self._count_start() - self._scenario.update
+        if turn < 0:
+            begin_update(self._host.root)
+            self._terminal.line(
+                "Runner will exit shortly for update, should be back online within 10 seconds."
+            )
+            return _UPDATING
+        if turn < len(self._scenario.exit_codes):
+            code = self._scenario.exit_codes[turn]
             self._terminal.error(f"An error occurred: the scenario's exit code {code}")
             return code
         if self._scenario.refuse_session == "deleted":
@@ -132,12 +143,12 @@ class Listener:
             self._idle(None)
         return None
 
-    def _next_exit_code(self) -> int | None:
-        """Each start takes the next of `exit_codes`; how many are taken is kept under the root."""
+    def _count_start(self) -> int:
+        """How many starts there were before this one: the number is kept under the root."""
         file = self._host.root / "sample" / "starts"
         starts = int(file.read_text()) if file.exists() else 0
         file.write_text(str(starts + 1))
-        return self._scenario.exit_codes[starts] if starts < len(self._scenario.exit_codes) else None
+        return starts
 
     def _listen(self) -> int:
         self._host.count("SessionCreated")
@@ -155,6 +166,7 @@ class Listener:
         self._end_session()
         if self._settings.ephemeral:
             forget(self._host.root, self._terminal)
+        result = self._scenario.exit_result or result
         return RESULT_BASE + RESULTS.index(result) if self._returns_result and result else _SUCCESS
 
     def _end_session(self) -> None:

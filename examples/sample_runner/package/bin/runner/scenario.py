@@ -60,6 +60,7 @@ class Scenario:
     job_name: str = "sample"
     steps: tuple[Step, ...] = (Step("Run job", None),)
     result: str | None = None
+    exit_result: str | None = None
     echo_steps: bool = True
     output: Output = field(default_factory=Output)
     stderr_lines: tuple[str, ...] = ()
@@ -69,6 +70,7 @@ class Scenario:
     reject_jit: bool = False
     refuse_session: str | None = None
     exit_codes: tuple[int, ...] = ()
+    update: bool = False
     never_listen: bool = False
     assign_after_seconds: float = 0.0
     never_assign: bool = False
@@ -205,6 +207,7 @@ KEYS: Mapping[str, Kind] = {
         'a list of {"name": string, "run": script}, where the name may be left out', _list_of(_step)
     ),
     "result": Kind(f"one of {', '.join(RESULTS)}", _one_of(RESULTS)),
+    "exit_result": Kind(f"one of {', '.join(RESULTS)}", _one_of(RESULTS)),
     "echo_steps": _FLAG,
     "output": Kind(
         'an object with any of "lines", "bytes_per_line" (whole numbers) and "raw_base64"', _output
@@ -215,6 +218,7 @@ KEYS: Mapping[str, Kind] = {
     "reject_jit": _FLAG,
     "refuse_session": Kind(f"one of {', '.join(SESSION_REFUSALS)}", _one_of(SESSION_REFUSALS)),
     "exit_codes": Kind("a list of whole numbers from 0 to 255", _list_of(_whole(0, _MAX_EXIT_CODE))),
+    "update": _FLAG,
     "never_listen": _FLAG,
     "assign_after_seconds": _DURATION,
     "never_assign": _FLAG,
