@@ -8,6 +8,7 @@ Precedence: flag, environment, file, default.
 # ruff: noqa: RUF009  # `_row` is `attrs.field`
 
 import re
+import shlex
 import tomllib
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,9 @@ _MB_BYTES: Final = 1024 * 1024
 _SHOWN_CHARS: Final = 80
 _ID: Final = "{instance-id}"
 _LOCAL_ONLY: Final = frozenset({"job", "runner_archive"})
+_VARIABLE: Final = r"(?a:[A-Za-z_]\w*)"
+_RESERVED: Final = r"(?is:ACTIONS_RUNNER_.*)|RUNNER_(AGENT_TRACKING_ID|ALLOW_RUNASROOT|PERFLOG)"
+_LINE: Final = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*"
 
 
 @frozen
@@ -41,7 +45,7 @@ class _Kind:
 
     metavar: str
     takes: str  # completes "'x' is not …"
-    pattern: str
+    pattern: str = ""
     build: Callable[[str], Any] = str  # of a text that matches; raises where it still is no such value
     natives: tuple[type, ...] = ()  # the types that TOML has for such a value, beside strings
     render: Callable[[Any], str] = str
@@ -53,8 +57,23 @@ class _Kind:
             raise ValueError(raw)
         return self.build(text)
 
+    def fault(self, raw: Any, _: BaseException, /) -> str:
+        """Say what is wrong with what `structure` has raised for."""
+        return f"{_shown(raw)} is not {self.takes}"
+
     def show(self, value: object) -> str:
-        return "unset" if value is None else self.render(value)
+        return "unset" if value in (None, ()) else self.render(value)
+
+
+@frozen
+class _Veiled(_Kind):
+    """A kind with secrets: `build` takes whatever was set, and the text of what it raises may be shown."""
+
+    def structure(self, raw: Any, _: object) -> Any:
+        return self.build(raw)
+
+    def fault(self, _: Any, error: BaseException, /) -> str:
+        return f"{error}; it takes {self.takes}"
 
 
 def _amount(one: Any, unit: str, least: str, lowest: Any, highest: Any, *, decimals: bool = False) -> _Kind:
@@ -79,6 +98,41 @@ def _redact(text: str) -> str:
     return re.sub(r"(?s)\A([A-Za-z][A-Za-z0-9+.-]*://)?.*@", r"\1***@", text)
 
 
+def _variables(raw: Any) -> tuple[tuple[str, str], ...]:
+    """Read a table of variables, or the words that a shell would make of a text.
+
+    Raises ValueError or TypeError, which say which one is wrong, and why, and show no value.
+    """
+    if isinstance(raw, dict):
+        entries = [(_shown(name), name, value) for name, value in raw.items()]
+    elif isinstance(raw, str):
+        entries = [_entry(number, word) for number, word in enumerate(shlex.split(raw) or [""], 1)]
+    else:
+        raise TypeError("neither a text nor a table")
+    pairs: dict[str, str] = {}
+    for label, name, value in entries:
+        faults = {
+            "no NAME of letters, digits, _ (no digit first)": not re.fullmatch(_VARIABLE, name),
+            "it is the agent's own (hooks have settings of their own)": re.fullmatch(_RESERVED, name),
+            "it is there twice": name in pairs,
+            "its value is not one line of text": not (isinstance(value, str) and re.fullmatch(_LINE, value)),
+        }
+        if reasons := [reason for reason, is_so in faults.items() if is_so]:
+            raise ValueError(f"{label}: {reasons[0]}")
+        pairs[name] = value
+    return tuple(pairs.items())
+
+
+def _entry(number: int, word: str) -> tuple[str, str, str]:
+    """Give what an error may call a word, its NAME, empty where there is none, and its value.
+
+    What stands before = may be of a secret, too: many a one in base64 ends in it.
+    """
+    name, equals, value = word.partition("=")
+    may_be_told = re.fullmatch(rf"(?s:{_VARIABLE}=.*|(?a:[\w.-]+)=.*[^=])", word)
+    return _shown(name) if may_be_told else f"word {number}", name if equals else "", value
+
+
 _MINUTE, _SECOND, _DAY = timedelta(minutes=1), timedelta(seconds=1), timedelta(days=1)
 _WHOLE: Final = _amount(_MINUTE, "minutes", "1 or more", _MINUTE, 30 * _DAY)
 _MINUTES: Final = _amount(_MINUTE, "minutes", "above 0", timedelta.resolution, 30 * _DAY, decimals=True)
@@ -86,6 +140,7 @@ _SECONDS: Final = _amount(_SECOND, "seconds", "0 or more", 0 * _SECOND, _DAY, de
 _MB: Final = _amount(1, "MB", "0 or more", 0, 10**9)
 _SWITCH: Final = _Kind("0|1", "0 or 1 (in TOML true or false)", "0|1", "1".__eq__, (bool, int), "{:d}".format)
 _PATH: Final = _Kind("PATH", "a path (~ written out, no control characters)", r"[^~\s](.*\S)?", Path)
+_SCRIPT: Final = _Kind("PATH", "an absolute path (no control characters)", r"/.*\S", Path)
 _URL: Final = _Kind(
     "URL",
     "a URL with http:// or https:// and a host",
@@ -99,6 +154,12 @@ _REGION: Final = _Kind("REGION", "a region such as eu-west-1", "[a-z0-9]+(-[a-z0
 _SSM: Final = _Kind("NAME", f"a parameter name (may hold {_ID}, no space)", rf"(?a:([\w./:-]|{_ID})+)")
 _LOGS: Final = _Kind("NAME", "a log group name (letters, digits, _ . - / #)", r"(?a:[\w./#-]+)")
 _VERSION: Final = _Kind("VERSION", "latest or a version 2.x.y", r"latest|2(?a:\.\d{1,6}){2}")
+_VARIABLES: Final = _Veiled(
+    "NAME=value",
+    "NAME=value words, quoted as for a shell (in TOML a table of strings)",
+    build=_variables,
+    render=lambda pairs: " ".join(f"{name}=***" for name, _ in pairs),
+)
 
 
 @frozen
@@ -139,7 +200,10 @@ class Settings:
     runner_user: str | None = _row(_NAME, None, "else 'runner' if the agent is root, or its own user")
     github_url: str = _row(_URL, "https://github.com", "GitHub's web base, to register at")
     github_api_url: str = _row(_URL, "https://api.github.com", "GitHub's REST base")
-    s3_cache_endpoint: str | None = _row(_URL, None, "the runner's ACTIONS_CACHE_URL")
+    s3_cache_endpoint: str | None = _row(_URL, None, "the job's ACTIONS_CACHE_URL; the job's config wins")
+    job_started_hook: Path | None = _row(_SCRIPT, None, "script that the runner runs before the job")
+    job_completed_hook: Path | None = _row(_SCRIPT, None, "script that it runs after the job")
+    job_environment: tuple[tuple[str, str], ...] = _row(_VARIABLES, (), "further variables of the job")
 
     max_runtime: timedelta = _row(
         _WHOLE, 360 * _MINUTE, "longest run of a job", group="limits", alias="RUNS_FLEET_MAX_RUNTIME_MINUTES"
@@ -153,6 +217,19 @@ class Settings:
     def ssm_parameter_for(self, instance_id: str) -> str:
         """Name the config parameter of an instance."""
         return self.ssm_parameter.replace(_ID, instance_id)
+
+    @property
+    def hooks(self) -> dict[str, Path]:
+        """The scripts around the job that are set, by `JOB_STARTED` and `JOB_COMPLETED`."""
+        hooks = {"JOB_STARTED": self.job_started_hook, "JOB_COMPLETED": self.job_completed_hook}
+        return {moment: path for moment, path in hooks.items() if path is not None}
+
+    @property
+    def job_variables(self) -> dict[str, str]:
+        """What settings put into the job's environment, secrets too; `job_environment` has the last word."""
+        cache = {} if self.s3_cache_endpoint is None else {"ACTIONS_CACHE_URL": self.s3_cache_endpoint}
+        hooks = {f"ACTIONS_RUNNER_HOOK_{moment}": str(path) for moment, path in self.hooks.items()}
+        return cache | hooks | dict(self.job_environment)
 
     @property
     def limits(self) -> Limits:
@@ -178,7 +255,7 @@ class Loaded:
     settings: Settings
     """A faulty value is replaced by its default, so that the instance can still be terminated."""
     errors: tuple[str, ...]
-    """A line each: what is set, where, and what it takes; without a URL's user and password."""
+    """A line each: what is set, where, and what it takes; without secrets."""
     faulty: frozenset[str]
     """The fields with such a value."""
     sources: Mapping[str, str]
@@ -225,7 +302,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path = DEFA
 
 
 def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
-    """Give each setting's name, value with its unit, and source; without a URL's user and password."""
+    """Give each setting's name, value with its unit, and source; without secrets."""
     return [(n, row.kind.show(getattr(loaded.settings, n)), loaded.sources[n]) for n, row in _TABLE.items()]
 
 
@@ -288,8 +365,8 @@ def _structure(given: Mapping[str, _Place]) -> tuple[Settings, dict[str, str]]:
     try:
         return _SETTINGS_OF({n: place.raw for n, place in given.items()}, Settings), {}
     except ClassValidationError as exc:
-        bad = {note.name for _, note in exc.group_exceptions()[0]}
-    faults = {n: f"{given[n].name}: {_shown(given[n].raw)} is not {_TABLE[n].kind.takes}" for n in bad}
+        bad = {note.name: error for error, note in exc.group_exceptions()[0]}
+    faults = {n: f"{given[n].name}: {_TABLE[n].kind.fault(given[n].raw, error)}" for n, error in bad.items()}
     return _structure({n: place for n, place in given.items() if n not in bad})[0], faults
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pwd
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -28,10 +29,11 @@ from agent_app.doctor.findings import (
     skipped,
     warning,
 )
-from agent_app.doctor.host import of_clock, of_disk, of_init, of_memory, of_user, user_name
+from agent_app.doctor.host import of_clock, of_disk, of_init, of_memory, of_user
 from agent_app.exit_status import ExitStatus
 from agent_core.errors import HostUnavailableError
 from support.faults import wall_clock
+from support.users import open_folder
 
 MB = 2**20
 
@@ -187,16 +189,50 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_unwritable(deep) is None
 
 
-def test_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runner is the agent's user; another one is named in vain."""
-    own = user_name()
-    assert f"the runner runs as {own}" in of_user(own, None).found
-    assert of_user(own, own).status is Status.OK
-    assert of_user("agent", "root").status is Status.WARNING
-    assert of_user(own, "no-such-user").status is Status.FAILED
+def test_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who the runner will be, and what keeps it from that."""
+    monkeypatch.setattr(os, "geteuid", lambda: pwd.getpwnam("nobody").pw_uid)
+    only_root = "what a job makes root's, only root can kill"
+    assert of_user("nobody", tmp_path) == fine(f"the agent is nobody, the runner runs as nobody; {only_root}")
+    finding = of_user("no-such-user", tmp_path)
+    assert (finding.status, finding.found) == (Status.FAILED, "there is no user no-such-user")
+    assert "RUNS_FLEET_RUNNER_USER" in finding.fix
+
     monkeypatch.setattr(os, "geteuid", lambda: 12345678)
-    assert user_name() == "12345678"
-    assert "only root can kill" in of_user("12345678", None).found
+    assert "the agent is 12345678, the runner runs as 12345678" in of_user(None, tmp_path).found
+    finding = of_user("root", tmp_path)
+    assert (finding.status, finding.exit) == (Status.FAILED, ExitStatus.CONFIG)
+    assert finding.found == "running the runner as root needs root, and the agent is 12345678"
+    assert "RUNS_FLEET_RUNNER_USER" in finding.fix
+
+
+def test_user_of_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It switches to another, who has to get to the runner's root; to stay root unasked is worth a word."""
+    users = {"root": pwd.getpwuid(0), "runner": pwd.getpwnam("nobody")}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(pwd, "getpwnam", users.__getitem__)
+    with open_folder() as folder:
+        runner = of_user(None, folder / "root")
+        assert (
+            runner
+            == of_user("runner", folder / "root")
+            == fine("the agent is root, the runner runs as nobody")
+        )
+        (folder / "root").mkdir(0o700)
+        assert of_user(None, folder / "root") == runner
+
+        folder.chmod(0o700)
+        finding = of_user(None, folder / "root")
+        assert finding.status is Status.FAILED
+        assert f"nobody may not read and enter {folder} (mode 0700" in finding.found
+        assert "RUNS_FLEET_RUNNER_DIR" in finding.fix
+
+        del users["runner"]
+        finding = of_user(None, folder / "root")
+        assert finding.status is Status.WARNING
+        assert "the runner runs as root, since there is no user runner" in finding.found
+        assert "RUNS_FLEET_RUNNER_USER" in finding.fix
+        assert of_user("root", folder / "root").status is Status.OK
 
 
 def test_init(monkeypatch: pytest.MonkeyPatch) -> None:

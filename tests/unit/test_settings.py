@@ -40,6 +40,9 @@ VARIABLES = {
     "github_url": "RUNS_FLEET_GITHUB_URL",
     "github_api_url": "RUNS_FLEET_GITHUB_API_URL",
     "s3_cache_endpoint": "RUNS_FLEET_S3_CACHE_ENDPOINT",
+    "job_started_hook": "RUNS_FLEET_JOB_STARTED_HOOK",
+    "job_completed_hook": "RUNS_FLEET_JOB_COMPLETED_HOOK",
+    "job_environment": "RUNS_FLEET_JOB_ENVIRONMENT",
     "max_runtime": "RUNS_FLEET_MAX_RUNTIME",
     "standby_minutes": "RUNS_FLEET_STANDBY_MINUTES",
     "idle_minutes": "RUNS_FLEET_IDLE_MINUTES",
@@ -72,6 +75,17 @@ GOOD: list[tuple[str, str, object]] = [
     ("github_url", "http://[::1]:8080/", "http://[::1]:8080/"),
     ("github_api_url", "https://ghes.example/api/v3", "https://ghes.example/api/v3"),
     ("s3_cache_endpoint", "https://user:p%40ss@cache?x=1", "https://user:p%40ss@cache?x=1"),
+    ("job_started_hook", "/srv/my hooks/started.sh", Path("/srv/my hooks/started.sh")),
+    ("job_completed_hook", "/é", Path("/é")),
+    ("job_environment", "A=1", (("A", "1"),)),
+    (
+        "job_environment",
+        """CI_REGION=eu\n  HTTP_X="two words" _x2='"' A==b= EMPTY= E=é\\ ☃""",
+        (
+            *(("CI_REGION", "eu"), ("HTTP_X", "two words"), ("_x2", '"'), ("A", "=b="), ("EMPTY", "")),
+            ("E", "é ☃"),
+        ),
+    ),
     ("max_runtime", "1", timedelta(minutes=1)),
     ("max_runtime", "007", timedelta(minutes=7)),
     ("max_runtime", "43200", timedelta(days=30)),
@@ -90,12 +104,14 @@ SECONDS = "a number of seconds, 0 or more (at most 86400)"
 MB = "a whole number of MB, 0 or more (at most 1000000000)"
 SWITCH = "0 or 1 (in TOML true or false)"
 PATH = "a path (~ written out, no control characters)"
+SCRIPT = "an absolute path (no control characters)"
 URL = "a URL with http:// or https:// and a host"
 NAME = "a name (letters, digits, _ . -)"
 LOG_GROUP = "a log group name (letters, digits, _ . - / #)"
 PARAMETER = "a parameter name (may hold {instance-id}, no space)"
 REGION = "a region such as eu-west-1"
 VERSION = "latest or a version 2.x.y"
+VARIABLE_WORDS = "NAME=value words, quoted as for a shell (in TOML a table of strings)"
 
 BAD_TEXTS: dict[str, tuple[str, list[str]]] = {
     "instance_id": (NAME, ["../etc", "-x", "i 0", "i-ä", "i-0\n"]),
@@ -115,6 +131,9 @@ BAD_TEXTS: dict[str, tuple[str, list[str]]] = {
     ),
     "github_api_url": (URL, ["https://[::1", "https://[zz]", "https://@", "https://user@/x"]),
     "s3_cache_endpoint": (URL, ["//host"]),
+    "job_started_hook": (SCRIPT, ["hook.sh", "./hook.sh", "~/hook.sh", "/", " /a", "/a ", "/a\n", "/a\0b"]),
+    "job_completed_hook": (SCRIPT, ["hook.sh"]),
+    "job_environment": (VARIABLE_WORDS, ["hunter2", "1A=b", "A=b A=c", 'A="b', "ACTIONS_RUNNER_X=1", " "]),
     "max_runtime": (
         WHOLE,
         [
@@ -172,9 +191,11 @@ class TestDefaults:
         assert defaults.state_dir == Path("/var/lib/runs-fleet-agent")
         assert defaults.profile == "aws"
         assert defaults.poweroff is False
+        assert defaults.job_environment == ()
+        assert defaults.job_variables == {}
         assert {name for name in NAMES if getattr(defaults, name) is None} == {
             "job", "runner_archive", "instance_id", "aws_region", "log_group", "termination_queue_url",
-            "config_bucket", "runner_user", "s3_cache_endpoint",
+            "config_bucket", "runner_user", "s3_cache_endpoint", "job_started_hook", "job_completed_hook",
         }  # fmt: skip
 
     def test_limits_are_the_defaults_of_the_core(self) -> None:
@@ -238,7 +259,7 @@ class TestNames:
 
 
 class TestChecks:
-    @pytest.mark.parametrize(("name", "text", "takes"), BAD)
+    @pytest.mark.parametrize(("name", "text", "takes"), [row for row in BAD if row[0] != "job_environment"])
     def test_error_names_variable_value_and_fix_and_the_default_holds(
         self, name: str, text: str, takes: str
     ) -> None:
@@ -551,6 +572,131 @@ class TestSecrets:
         assert loaded.settings.github_api_url == "https://user:hunter2@host"
 
 
+class TestJobVariables:
+    """What settings put into the job's environment; each value may be a secret."""
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("A=b hunter2", "word 2: no NAME of letters, digits, _ (no digit first)"),
+            ("A=b 1X=hunter2", "'1X': no NAME"),
+            ("MY-X.=hunter2", "'MY-X.': no NAME"),
+            ("=hunter2", "word 1: no NAME"),
+            ("Aé=hunter2", "word 1: no NAME"),
+            ("'A\n=hunter2'", "word 1: no NAME"),
+            ("hunter/2=hunter2", "word 1: no NAME"),
+            ("7hunter2==", "word 1: no NAME"),
+            ("' '", "word 1: no NAME"),
+            ("X=hunter2 Y= X=hunter2", "'X': it is there twice"),
+            ("X='hunter2\nB=c'", "'X': its value is not one line of text"),
+            ("X='\0'", "'X': its value is not"),
+            ("X='\t'", "'X': its value is not"),
+            ("X='\x7f'", "'X': its value is not"),
+            ("X='\x85'", "'X': its value is not"),
+            ("X='\u2028'", "'X': its value is not"),
+            ("X=\udcff", "'X': its value is not"),
+            (
+                "ACTIONS_RUNNER_X=hunter2",
+                "'ACTIONS_RUNNER_X': it is the agent's own (hooks have settings of ",
+            ),
+            ("ACTIONS_RUNNER_=", "'ACTIONS_RUNNER_': it is the agent's own"),
+            ("actions_Runner_input_token=x", "'actions_Runner_input_token': it is the agent's own"),
+            ("RUNNER_AGENT_TRACKING_ID=x", "'RUNNER_AGENT_TRACKING_ID': it is the agent's own"),
+            ("RUNNER_PERFLOG=x", "'RUNNER_PERFLOG': it is the agent's own"),
+            ("RUNNER_ALLOW_RUNASROOT=x", "'RUNNER_ALLOW_RUNASROOT': it is the agent's own"),
+            ("X='hunter2", "No closing quotation"),
+            ("X=hunter2\\", "No escaped character"),
+        ],
+    )
+    def test_error_names_the_bad_one_and_no_value(self, text: str, reason: str, tmp_path: Path) -> None:
+        path, variable = tmp_path / "agent.toml", VARIABLES["job_environment"]
+        places = {
+            "--job-environment": load({"job_environment": text}, {}, NO_FILE),
+            variable: load({}, {variable: text}, NO_FILE),
+        }
+        if "\udcff" not in text:  # TOML cannot say that
+            file_of(tmp_path, f"job_environment = {json.dumps(text)}")
+            places[f"{path}: job_environment"] = load_file(path)
+        for place, loaded in places.items():
+            (error,) = loaded.errors
+            assert error.startswith(f"{place}: {reason}")
+            assert error.endswith(f"; it takes {VARIABLE_WORDS}")
+            assert "hunter" not in repr(loaded)
+            assert loaded.settings == Settings()
+
+    @pytest.mark.parametrize(
+        ("toml", "reason"),
+        [
+            ("{A = 'b', 1X = 'hunter2'}", "'1X': no NAME"),
+            ("{'my x' = 'hunter2'}", "'my x': no NAME"),
+            ("{'' = 'hunter2'}", "'': no NAME"),
+            ('{"\\n" = "hunter2"}', "'\\n': no NAME"),
+            ("{RUNNER_PERFLOG = 'hunter2'}", "'RUNNER_PERFLOG': it is the agent's own"),
+            ('{X = "hunter2\\n"}', "'X': its value is not one line of text"),
+            ("{X = 7272727}", "'X': its value is not"),
+            ("{X = true}", "'X': its value is not"),
+            ("{X = ['hunter2']}", "'X': its value is not"),
+            ("{X.Y = 'hunter2'}", "'X': its value is not"),
+            ("['hunter2']", "neither a text nor a table"),
+            ("[{X = 'hunter2'}]", "neither a text nor a table"),
+            ("7272727", "neither a text nor a table"),
+            ("true", "neither a text nor a table"),
+            ("1987-06-05", "neither a text nor a table"),
+            ("'hunter2'", "word 1: no NAME"),
+        ],
+    )
+    def test_error_of_the_file_names_the_bad_one_and_no_value(
+        self, toml: str, reason: str, tmp_path: Path
+    ) -> None:
+        path = file_of(tmp_path, f"job_environment = {toml}")
+        loaded = load_file(path)
+        (error,) = loaded.errors
+        assert error.startswith(f"{path}: job_environment: {reason}")
+        assert error.endswith(f"; it takes {VARIABLE_WORDS}")
+        assert not re.search("hunter|7272727|1987-06|1987, 6", repr(loaded))
+        assert loaded.settings == Settings()
+
+    def test_a_table_may_be_empty(self, tmp_path: Path) -> None:
+        path = file_of(tmp_path, "[job_environment]\n")
+        loaded = load_file(path)
+        assert (loaded.settings, loaded.errors) == (Settings(), ())
+        assert loaded.sources["job_environment"] == f"file {path}: job_environment"
+
+    def test_layers_are_not_merged(self, tmp_path: Path) -> None:
+        path = file_of(tmp_path, "job_environment = {A = '1', B = '2'}")
+        assert load_file(path, {"RUNS_FLEET_JOB_ENVIRONMENT": "A=3"}).settings.job_environment == (
+            ("A", "3"),
+        )
+
+    def test_values_are_shown_nowhere(self) -> None:
+        loaded = load_environ(job_environment="A=hunter2 B=")
+        assert ("job_environment", "A=*** B=***", f"environment {VARIABLES['job_environment']}") in describe(
+            loaded
+        )
+        assert "job_environment=A=*** B=***" in repr(loaded)
+        assert "hunter2" not in f"{loaded!r} {loaded.settings} {describe(loaded)}"
+
+    def test_all_of_them(self) -> None:
+        endpoint, hooks = "https://cache", {"job_started_hook": "/a b/s.sh", "job_completed_hook": "/c.sh"}
+        loaded = load_environ(s3_cache_endpoint=endpoint, job_environment="A=1", **hooks)
+        assert loaded.settings.job_variables == {
+            "ACTIONS_CACHE_URL": endpoint,
+            "ACTIONS_RUNNER_HOOK_JOB_STARTED": "/a b/s.sh",
+            "ACTIONS_RUNNER_HOOK_JOB_COMPLETED": "/c.sh",
+            "A": "1",
+        }
+
+    @pytest.mark.parametrize("moment", ["JOB_STARTED", "JOB_COMPLETED"])
+    def test_of_one_hook(self, moment: str) -> None:
+        settings = load({f"{moment.lower()}_hook": "/h.sh"}, {}, NO_FILE).settings
+        assert settings.hooks == {moment: Path("/h.sh")}
+        assert settings.job_variables == {f"ACTIONS_RUNNER_HOOK_{moment}": "/h.sh"}
+
+    def test_the_explicit_one_wins(self) -> None:
+        loaded = load_environ(s3_cache_endpoint="https://a", job_environment="ACTIONS_CACHE_URL=https://b")
+        assert loaded.settings.job_variables == {"ACTIONS_CACHE_URL": "https://b"}
+
+
 class TestDescribe:
     def test_gives_name_value_and_source_of_every_setting(self) -> None:
         loaded = load(
@@ -666,6 +812,9 @@ class TestDocument:
 
 texts = st.text() | st.sampled_from([text for _, text, _ in GOOD] + [text for _, text, _ in BAD])
 keys = st.sampled_from(NAMES)
+SECRET = "hunter/2+"
+variable_names = st.from_regex("(?a:[A-Za-z_][A-Za-z0-9_]{0,9})", fullmatch=True)
+one_line = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]))
 literals = (
     st.integers().map(str)
     | st.floats().map(str)
@@ -708,7 +857,7 @@ class TestProperties:
             {
                 name: as_text(name, value)
                 for name in NAMES
-                if (value := value_of(loaded, name)) is not None
+                if (value := value_of(loaded, name)) not in (None, ())
             }
             | ({} if loaded.settings.profile == "aws" or loaded.settings.job else {"job": "j"}),
             {},
@@ -762,6 +911,35 @@ class TestProperties:
         assert loaded.settings.max_runtime == timedelta(minutes=int(text) if is_good else 360)
 
     @settings(deadline=None)
+    @given(st.dictionaries(variable_names, one_line, min_size=1))
+    def test_variables_of_the_job_arrive_as_they_are(self, folder: Path, variables: dict[str, str]) -> None:
+        words = shlex.join(f"{name}={text}" for name, text in variables.items())
+        table = (f"{name} = {json.dumps(text, ensure_ascii=False)}" for name, text in variables.items())
+        path = folder / "variables.toml"
+        path.write_text("\n".join(["[job_environment]", *table]), "utf-8")
+        for loaded in (load({"job_environment": words}, {}, NO_FILE), load_file(path)):
+            assert (loaded.errors, loaded.settings.job_variables) == ((), variables)
+
+    @settings(deadline=None)
+    @given(text=st.lists(st.sampled_from([SECRET, *" =\"'\\\nA7_-#é"])).map("".join))
+    @example(f"A={SECRET}=")
+    def test_variables_of_the_job_are_what_a_shell_would_see_and_never_shown(self, text: str) -> None:
+        loaded = load({"job_environment": text}, {}, NO_FILE)
+        try:
+            words = [word.partition("=") for word in shlex.split(text)]
+        except ValueError:
+            words = []
+        names = [name for name, _, _ in words]
+        sound = all(
+            equals and re.fullmatch(r"(?a:(?!\d)\w+)", name) and value.isprintable()
+            for name, equals, value in words
+        )
+        is_good = bool(words) and sound and len({*names}) == len(names)
+        assert (not loaded.errors) == is_good
+        assert loaded.settings.job_variables == ({name: value for name, _, value in words} if is_good else {})
+        assert SECRET not in f"{loaded!r} {describe(loaded)}"
+
+    @settings(deadline=None)
     @given(st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=30)))
     def test_what_describe_shows_of_a_time_is_the_time(self, time: timedelta) -> None:
         loaded = Loaded(
@@ -781,6 +959,8 @@ def as_text(name: str, value: object) -> str:
         case timedelta():
             number = value / (timedelta(seconds=1) if name.endswith("_seconds") else timedelta(minutes=1))
             return f"{number:.9f}".rstrip("0").rstrip(".")
+        case tuple():
+            return shlex.join(f"{variable}={text}" for variable, text in value)
         case Path():  # as it stands, whatever it begins and ends with
             return f"{value if value.is_absolute() else f'./{value}'}/."
         case _:

@@ -1,6 +1,8 @@
 """The checks of `doctor`, by their names: what each asks, and what it makes of the answer."""
 
+import os
 import re
+import stat
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -20,7 +22,6 @@ from agent_app.doctor.host import (
     of_init,
     of_memory,
     of_user,
-    user_name,
 )
 from agent_app.exit_status import ExitStatus
 from agent_app.settings import Loaded, Settings
@@ -40,6 +41,8 @@ from agent_core.recovery import Remains, judge
 __all__ = ["Checks", "queue_arn"]
 
 _LATEST: Final = "latest"
+_HOOKS: Final = frozenset({".sh", ".ps1", ".js"})
+"""What GitHub's runner can run."""
 _QUEUE_URL: Final = re.compile(r"https?://sqs\.([a-z0-9-]+)\.amazonaws\.com/(\d+)/([\w.-]+)/?", re.ASCII)
 _TERMINATE_STATEMENT: Final = (
     '{"Effect": "Allow", "Action": "ec2:TerminateInstances", "Resource": "*", '
@@ -286,11 +289,34 @@ class Checks:
         return fine(f"{parent} can be written")
 
     async def user(self) -> Finding:
-        return await aside("doctor", lambda: of_user(user_name(), self._settings.runner_user))
+        wanted, root = self._settings.runner_user, self._container.runner_dir()
+        return await aside("doctor", partial(of_user, wanted, root))
+
+    async def hooks(self) -> Finding:
+        hooks = self._settings.hooks
+        whys = await aside("doctor", lambda: {moment: _why_no_hook(path) for moment, path in hooks.items()})
+        wrong = {f"RUNS_FLEET_{moment}_HOOK": why for moment, why in whys.items() if why}
+        if wrong:
+            fix = f"put a script there that the runner's user can read, or correct {' and '.join(wrong)}"
+            return failed("; ".join(wrong.values()), fix)
+        return fine(f"around the job: {', '.join(map(str, hooks.values()))}")
 
     async def systemd(self) -> Finding:
         init = await aside("doctor", lambda: Path("/proc/1/comm").read_text("utf-8", "replace").strip())
         return of_init(init, poweroff=self._settings.poweroff)
+
+
+def _why_no_hook(path: Path) -> str | None:
+    """Why the runner could not run this script; None: it could. It starts a shell that reads it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as exc:
+        return f"{path}: {exc.strerror}"
+    if not stat.S_ISREG(mode):
+        return f"{path} is not a file"
+    if path.suffix not in _HOOKS:
+        return f"{path} does not end in {', '.join(sorted(_HOOKS))}: the runner would refuse it"
+    return None if os.access(path, os.R_OK) else f"{path} cannot be read"
 
 
 def _of_probe(probed: Probed, good: str, allow: str, place: str, reach: str) -> Finding:

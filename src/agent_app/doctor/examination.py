@@ -58,7 +58,7 @@ async def _all(checks: Checks, settings: Settings, container: Container) -> list
     aws = settings.profile == "aws"
     if aws and settings.aws_region is not None:
         checks.no_credentials = await _missing_credentials(container)
-    names, found = _AWS if aws else _LOCAL, dict[str, Finding]()
+    names, found = (_AWS if aws else _LOCAL) + ("hooks",) * bool(settings.hooks), dict[str, Finding]()
     for later in (False, True):
         now = [name for name in names if (name in _LATER) is later]
         findings = [_one(checks, settings, name) for name in now]

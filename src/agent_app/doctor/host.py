@@ -1,7 +1,6 @@
 """What `doctor` makes of the machine itself: its room, its clock, its folders, its user, its init."""
 
 import os
-import pwd
 import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -10,6 +9,13 @@ from typing import Final
 
 import httpx
 
+from agent_adapters.accounts import (
+    account_fault,
+    runner_account,
+    runs_as_root,
+    user_name,
+    why_unreachable,
+)
 from agent_adapters.web import http_date, web_client
 from agent_app.doctor.findings import Finding, failed, fine, skipped, warning
 from agent_core.errors import BinaryUnavailableError
@@ -21,7 +27,6 @@ __all__ = [
     "of_init",
     "of_memory",
     "of_user",
-    "user_name",
 ]
 
 _MB: Final = 2**20
@@ -65,30 +70,20 @@ def ahead_of(url: str, now: Callable[[], datetime]) -> timedelta | None:
     return None if moment is None else now() - moment
 
 
-def user_name() -> str:
-    """The user that this process is, by number where it has no name."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
-
-
-def of_user(own: str, wanted: str | None) -> Finding:
-    """The user of this process, and the one that is set for the runner."""
-    found = f"the agent is {own}, the runner runs as {own}"
-    if os.geteuid() != 0:
-        found = f"{found}; what a job makes root's, only root can kill"
-    if wanted in {None, own}:
-        return fine(found)
-    try:
-        pwd.getpwnam(str(wanted))
-    except KeyError:
-        return failed(
-            f"there is no user {wanted}", f"make it, or correct RUNS_FLEET_RUNNER_USER; now {found}"
-        )
-    return warning(
-        f"{found}, not as {wanted}", "unset RUNS_FLEET_RUNNER_USER: this version does not act on it"
-    )
+def of_user(wanted: str | None, root: Path) -> Finding:
+    """The user that is set for the runner, and the runner's root, which it has to get to."""
+    if fault := account_fault(wanted):
+        what, _, fix = fault.partition(": ")
+        return failed(what, fix)
+    own, account = user_name(), runner_account(wanted)
+    found = f"the agent is {own}, the runner runs as {own if account is None else account.name}"
+    # The root itself becomes the user's, whatever it is now.
+    if account is not None and (why := why_unreachable(account, root.parent)):
+        return failed(f"{found}: {why}", "open it (chmod o+rx), or set another RUNS_FLEET_RUNNER_DIR")
+    if runs_as_root(wanted):
+        fix = "make a user runner, or name one in RUNS_FLEET_RUNNER_USER: root, if that is meant"
+        return warning(f"{found}, since there is no user runner: jobs may do anything here", fix)
+    return fine(found if os.geteuid() == 0 else f"{found}; what a job makes root's, only root can kill")
 
 
 def of_init(init: str, *, poweroff: bool) -> Finding:
