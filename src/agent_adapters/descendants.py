@@ -15,6 +15,7 @@ from agent_core.model import ProcessId
 __all__ = ["RunnerProcesses", "kill"]
 
 _MARK: Final = "RUNNER_AGENT_TRACKING_ID"
+_WORKER: Final = "Runner.Worker"
 _INTERPRETERS: Final = frozenset({"bash", "node", "pwsh", "python", "python3", "sh"})
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -81,6 +82,10 @@ class RunnerProcesses:
         self.bury()
         return {process for process in found if not table[process.pid].is_dead}
 
+    def has_worker(self) -> bool:
+        """Whether a process that works on a job is among them."""
+        return any(_name_of(process.pid) == _WORKER for process in self.find(()))
+
     def bury(self) -> None:
         """Lets dead orphans go for good; otherwise a job with many could use up all process numbers."""
         own = {process.pid for process in self._started} | self._not_ours
@@ -121,6 +126,14 @@ class RunnerProcesses:
         except OSError:
             return False
         return os.fsencode(f"{_MARK}={self._tracking_id}") in variables
+
+
+def _name_of(pid: int) -> str:
+    """As ps and pgrep show it; empty where there is no such process."""
+    try:
+        return Path("/proc", str(pid), "comm").read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
 
 
 def _line_of(table: Mapping[int, ProcessEntry], pid: int) -> set[ProcessId]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import httpx
 
+from agent_adapters.accounts import Account
 from agent_adapters.installer import Installer, Report
 from agent_adapters.prebaked import prebaked_version
 from agent_adapters.redaction import redact
@@ -35,12 +36,15 @@ class GitHubBinaryStore(BinaryStore):
         url: the web's base, such as `https://github.com`.
         root: the runner's root.
         replace: whether a runner that the root has already may be used, and gives way to another one.
+        account: who is to run it; None: this process's user.
     """
 
-    def __init__(self, api_url: str, url: str, root: Path, *, replace: bool = False) -> None:
+    def __init__(
+        self, api_url: str, url: str, root: Path, *, replace: bool = False, account: Account | None = None
+    ) -> None:
         self._releases = f"{api_url.rstrip('/')}/repos/{_REPOSITORY}/releases"
         self._downloads = f"{url.rstrip('/')}/{_REPOSITORY}/releases/download"
-        self._root, self._replace = root, replace
+        self._root, self._replace, self._account = root, replace, account
         self._urls: dict[Release, str] = {}
         self._lane = Lane("GitHub", BinaryUnavailableError)
         self._installer = Installer("GitHub download", root, replace=replace)
@@ -48,7 +52,8 @@ class GitHubBinaryStore(BinaryStore):
     async def prebaked(self) -> str | None:
         if not self._replace:
             return None
-        return await self._lane.run(partial(prebaked_version, self._root, _PREBAKED_SECONDS))
+        looking = partial(prebaked_version, self._root, _PREBAKED_SECONDS, self._account)
+        return await self._lane.run(looking)
 
     async def resolve(self, request: ReleaseRequest) -> Release:
         release, url = await self._lane.run_cancellable(partial(self._resolve, request))

@@ -1,24 +1,28 @@
-"""The runner as a real process: in its own session, read to its end, killed to the last descendant."""
+"""The runner as a real process: registered, started, followed, and killed to the last descendant."""
 
 import asyncio
 import os
 import signal
-import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from attrs import define
+from attrs import define, evolve, field
 
+from agent_adapters.accounts import Account, hand_over, why_unreachable
+from agent_adapters.child import Child
 from agent_adapters.descendants import RunnerProcesses, kill
-from agent_adapters.host import identify
+from agent_adapters.job_environment import write_job_environment
 from agent_adapters.removal import remove_tree
-from agent_adapters.threads import Lane
+from agent_adapters.secrecy import blank
+from agent_adapters.threads import Lane, aside
+from agent_adapters.traces import Traces
+from agent_core.deadline import wait_until_set
 from agent_core.errors import RegistrationRefusedError, RunnerUnavailableError
-from agent_core.lines import LineSplitter
-from agent_core.model import OutputLine, ProcessId, Registration, Secret
+from agent_core.model import OutputLine, ProcessId, Registration, Secret, StepLine, Trace
 from agent_core.ports import RunnerProcess, Say
 
 __all__ = ["SubprocessRunnerProcess", "runner_environment"]
@@ -40,120 +44,168 @@ _INHERITED: Final = frozenset(
     | {f"{scheme}_PROXY" for scheme in ("ALL", "HTTP", "HTTPS", "NO")}
 )
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_LISTENER: Final = "Runner.Listener"
-_READ_BYTES: Final = 64 * 1024
-_TURN_LINES: Final = 1_000
-"""After so many of one read, whoever else needs the loop has a turn."""
-_UMASK: Final = 0o077
-"""The runner writes its credentials with the umask's permissions."""
+_INPUT: Final = "ACTIONS_RUNNER_INPUT_"
+"""What config.sh and the Listener take from here they need not have in an argument list."""
 _TAIL_LINES: Final = 5
 _LOOKS: Final = 3
 _LAST_WORDS_SECONDS: Final = 2.0
 """From the exit of config.sh to the end of its output, if something that it started holds that open."""
 _KILL_PAUSE_SECONDS: Final = 0.02
-_SIGNALLED: Final = 128
+_UPDATING: Final = frozenset({3, 4})
+_UPDATE_SECONDS: Final = 31.0
+"""As run-helper.sh has it: so long after the Listener's end a script may still change its files."""
+_UPDATE_LOOK_SECONDS: Final = 0.25
 
 
-def runner_environment(environ: Mapping[str, str]) -> dict[str, str]:
+def runner_environment(environ: Mapping[str, str], account: Account | None = None) -> dict[str, str]:
     """The runner's environment: built from what any program needs, not inherited with what the agent has."""
     inherited = {
         name: value for name, value in environ.items() if name in _INHERITED or name.startswith("LC_")
     }
-    allowed = {"RUNNER_ALLOW_RUNASROOT": "1"} if os.geteuid() == 0 else {}
-    return {"PATH": _DEFAULT_PATH, "LANG": "C.UTF-8"} | inherited | allowed
+    own = {"PATH": _DEFAULT_PATH, "LANG": "C.UTF-8"} | inherited
+    if account is not None:
+        return own | dict(account.variables)
+    return own | ({"RUNNER_ALLOW_RUNASROOT": "1"} if os.geteuid() == 0 else {})
 
 
 @define(eq=False)
 class _Start:
-    """One process that the agent started, and the reader of its output."""
+    """One start of the runner."""
 
-    popen: subprocess.Popen[bytes]
-    id: ProcessId
+    child: Child
+    traces: Traces
     is_listener: bool
-    reader: asyncio.StreamReader
-    transport: asyncio.ReadTransport
-    exited: asyncio.Event
-
-    @property
-    def exit_code(self) -> int:
-        code = self.popen.returncode
-        return code if code >= 0 else _SIGNALLED - code
+    """Or it is run.sh, which says nothing by its exit code, and passes no signal on."""
+    over: asyncio.Event = field(factory=asyncio.Event)
+    """`kill` was called."""
+    is_updated: bool = False
+    """Its own update, if that was why it ended, is over or given up."""
 
 
 class SubprocessRunnerProcess(RunnerProcess):
     """The runner in `root`.
 
     From `start` to `kill`, every new child of this process is taken for the runner's: see `RunnerProcesses`.
+
+    Args:
+        root: where its files are.
+        environment: of the runner, and so of its job.
+        tracking_id: the same for an agent and its successor, and no other agent's.
+        account: whom it runs as, and who owns the root from the first start on; None: this process's user.
     """
 
-    def __init__(self, root: Path, environment: Mapping[str, str], tracking_id: str) -> None:
-        self._root, self._environment = root.absolute(), dict(environment)
+    def __init__(
+        self, root: Path, environment: Mapping[str, str], tracking_id: str, account: Account | None = None
+    ) -> None:
+        self._root, self._environment, self._account = root.absolute(), dict(environment), account
         self._lane = Lane("runner", RunnerUnavailableError)
         self._processes = RunnerProcesses(self._root, tracking_id)
+        self._handed_over = account is None
         self._secrets: set[str] = set()
         self._start: _Start | None = None
 
     async def register(self, registration: Registration, say: Say) -> None:
         if registration.token is None:
             raise RegistrationRefusedError("there is no token to register with")
-        environment = self._environment | {"ACTIONS_RUNNER_INPUT_TOKEN": self._hand_out(registration.token)}
-        start = await self._spawn(
-            [str(self._root / "config.sh"), *_config_arguments(registration)], environment
-        )
+        await self._lane.run(self._hand_over)
+        environment = self._environment | {f"{_INPUT}TOKEN": self._hand_out(registration.token)}
+        config = self._spawn([str(self._root / "config.sh"), *_config_arguments(registration)], environment)
         said: deque[str] = deque(maxlen=_TAIL_LINES)
 
         async def listen() -> None:
-            async for line in self._masked(_lines(start)):
-                said.append(line.text)
-                say(line)
+            async for line in config.lines():
+                masked = self._masked(line)
+                said.append(masked.text)
+                say(masked)
 
         listening = asyncio.create_task(listen(), name="config.sh's output")
         try:
-            await start.exited.wait()
+            await config.exited.wait()
             await asyncio.wait({listening}, timeout=_LAST_WORDS_SECONDS)
         finally:
             if not listening.done():
                 await self.kill()
                 await asyncio.wait({listening}, timeout=_LAST_WORDS_SECONDS)
                 listening.cancel()
-        if start.exit_code != 0:
+        if config.exit_code != 0:
             raise RegistrationRefusedError(
-                f"config.sh ended with exit code {start.exit_code}: {' / '.join(said)}"
+                f"config.sh ended with exit code {config.exit_code}: {' / '.join(said)}"
             )
 
-    async def start(self, jit_config: Secret | None) -> ProcessId:
-        if self._start is not None and not self._start.exited.is_set():
+    async def start(
+        self, jit_config: Secret | None, job_environment: Mapping[str, str | Secret] | None = None
+    ) -> ProcessId:
+        if self._start is not None and not self._start.child.exited.is_set():
             raise RunnerUnavailableError("the runner runs already")
-        listener = self._root / "bin" / _LISTENER
-        command = [str(listener), "run"] if os.access(listener, os.X_OK) else [str(self._root / "run.sh")]
-        environment = dict(self._environment)
+        listener = self._root / "bin" / "Runner.Listener"
+        is_listener = os.access(listener, os.X_OK)
+        command = [str(listener), "run"] if is_listener else [str(self._root / "run.sh")]
+        traces = Traces(self._root, None if self._account is None else self._account.uid)
+        environment = {
+            **self._environment,
+            **traces.environment,
+            "ACTIONS_RUNNER_RETURN_JOB_RESULT_FOR_HOSTED": "true",
+        }
         if jit_config is not None:
-            environment["ACTIONS_RUNNER_INPUT_JITCONFIG"] = self._hand_out(jit_config)
-        if self._start is not None:
-            self._start.transport.close()
-        self._start = await self._spawn(command, environment)
-        return self._start.id
+            environment[f"{_INPUT}JITCONFIG"] = self._hand_out(jit_config)
+        variables = {
+            name: self._hand_out(value) if isinstance(value, Secret) else value
+            for name, value in (job_environment or {}).items()
+        }
+        self._close()
+        try:
+            await self._lane.run(partial(self._prepare, variables))
+            traces.open()
+            child = self._spawn(command, environment)
+        except BaseException:
+            traces.close()
+            raise
+        self._start = _Start(child, traces, is_listener)
+        return child.id
 
     async def output(self) -> AsyncIterator[OutputLine]:
-        async for line in self._masked(_lines(self._current())):
-            yield line
+        child = self._current().child
+        is_first = True
+        async with aclosing(child.lines()) as lines:
+            async for line in lines:
+                if is_first:
+                    is_first = False
+                    await self._conceal()
+                yield self._masked(line)
+
+    async def traces(self) -> AsyncIterator[Trace]:
+        async with aclosing(self._current().traces.follow()) as traces:
+            async for trace in traces:
+                if isinstance(trace, StepLine):
+                    yield StepLine(trace.step, self._masked(trace.line))
+                else:
+                    yield trace
+
+    async def has_worker(self) -> bool:
+        return await aside("look for a worker", self._processes.has_worker)
 
     async def wait(self) -> int:
         start = self._current()
-        await start.exited.wait()
-        return start.exit_code
+        await start.child.exited.wait()
+        if start.is_listener and start.child.exit_code in _UPDATING and not start.is_updated:
+            await self._await_update(start)
+            start.is_updated = True
+        return start.child.exit_code
 
     async def interrupt(self) -> None:
-        start = self._start
-        if start is None or start.exited.is_set():
-            return
-        if start.is_listener:
-            start.popen.send_signal(signal.SIGINT)
-        else:
+        if self._start is not None:
             # run.sh forwards nothing; its Listener is in its process group.
-            os.killpg(start.id.pid, signal.SIGINT)
+            self._start.child.interrupt(group=not self._start.is_listener)
 
     async def kill(self, known: Sequence[ProcessId] = ()) -> int:
+        try:
+            return await self._kill(known)
+        finally:
+            if self._start is not None:
+                self._start.over.set()
+                self._start.traces.end()
+
+    async def _kill(self, known: Sequence[ProcessId]) -> int:
         killed: set[ProcessId] = set()
         looks_in_vain = 0
         # One look at a process table that changes meanwhile can miss a process that forks and ends.
@@ -172,64 +224,73 @@ class SubprocessRunnerProcess(RunnerProcess):
         return len(killed)
 
     async def remove(self) -> None:
+        self._close()
         await self._lane.run(partial(remove_tree, self._root))
-
-    # Secrets
-
-    def _hand_out(self, secret: Secret) -> str:
-        """The secret, for the runner; from here on it is masked in whatever the runner prints."""
-        self._secrets.add(secret.reveal())
-        return secret.reveal()
-
-    async def _masked(self, lines: AsyncIterator[OutputLine]) -> AsyncIterator[OutputLine]:
-        async for line in lines:
-            text = line.text
-            for secret in self._secrets:
-                text = text.replace(secret, "***")
-            yield line if text is line.text else OutputLine(text, line.continued)
-
-    # Starting
-
-    async def _spawn(self, command: list[str], environment: Mapping[str, str]) -> _Start:
-        self._processes.adopt_orphans()
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            # An ignored SIGINT is inherited through exec, and .NET honours it: nothing could stop the runner.
-            # A handler is not inherited, and this one ignores it here all the same.
-            signal.signal(signal.SIGINT, _ignore)
-        # An ignored SIGCHLD would lose exit codes; and orphans are buried as they die.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._processes.bury)
-        popen = self._popen(command, environment)
-        # From here on, whoever cancels this call leaves a process that `kill` finds.
-        exited = _watch_exit(popen)
-        process = identify(popen.pid)
-        if process is None or popen.stdout is None:
-            raise RunnerUnavailableError(f"{command[0]} started, but /proc does not show it")
-        self._processes.add(process)
-        reader = asyncio.StreamReader(limit=_READ_BYTES)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), popen.stdout
-        )
-        return _Start(popen, process, Path(command[0]).name == _LISTENER, reader, transport, exited)
-
-    def _popen(self, command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        try:
-            return subprocess.Popen(
-                command,
-                cwd=self._root,
-                env={**environment, **self._processes.mark},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                umask=_UMASK,
-            )
-        except (OSError, ValueError) as exc:  # no system takes a NUL in an argument
-            raise RunnerUnavailableError(f"{command[0]} cannot be started: {exc}") from exc
 
     def _current(self) -> _Start:
         if self._start is None:
             raise RunnerUnavailableError("the runner was not started")
         return self._start
+
+    # Secrets
+
+    def _hand_out(self, secret: Secret) -> str:
+        """The secret, for the runner; from here on it is masked in whatever comes from it."""
+        self._secrets.add(secret.reveal())
+        return secret.reveal()
+
+    def _masked(self, line: OutputLine) -> OutputLine:
+        text = line.text
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return line if text is line.text else evolve(line, text=text)
+
+    async def _conceal(self) -> None:
+        """What says something has read what it was given: no job finds that in /proc."""
+
+        def conceal() -> None:
+            for process in self._processes.find(()):
+                blank(process.pid, lambda entry: entry.startswith(_INPUT))
+
+        with suppress(OSError):
+            await aside("concealing", conceal)
+
+    # Starting
+
+    def _hand_over(self) -> None:
+        """Before anything of the runner has run: from then on the root is not looked into as root."""
+        if self._account is not None and not self._handed_over:
+            if why := why_unreachable(self._account, self._root):
+                raise RunnerUnavailableError(f"{why}: open it, or set RUNS_FLEET_RUNNER_DIR")
+            hand_over(self._root, self._account)
+        self._handed_over = True
+
+    def _prepare(self, variables: Mapping[str, str]) -> None:
+        self._hand_over()
+        write_job_environment(self._root, variables, self._account)
+
+    def _spawn(self, command: list[str], environment: Mapping[str, str]) -> Child:
+        self._processes.adopt_orphans()
+        # An ignored SIGCHLD would lose exit codes; and orphans are buried as they die.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._processes.bury)
+        child = Child.start(command, self._root, {**environment, **self._processes.mark}, self._account)
+        self._processes.add(child.id)
+        return child
+
+    async def _await_update(self, start: _Start) -> None:
+        """Leaves the runner's own update to end, which goes on when the Listener has."""
+        loop, done = asyncio.get_running_loop(), self._root / "update.finished"
+        end = loop.time() + _UPDATE_SECONDS
+        while not done.exists() and loop.time() < end:
+            if await wait_until_set(start.over, _UPDATE_LOOK_SECONDS):
+                return
+        with suppress(OSError):
+            done.unlink()
+
+    def _close(self) -> None:
+        if self._start is not None:
+            self._start.child.close()
+            self._start.traces.close()
 
 
 def _config_arguments(registration: Registration) -> list[str]:
@@ -239,36 +300,3 @@ def _config_arguments(registration: Registration) -> list[str]:
     if registration.group is not None:
         arguments += ["--runnergroup", registration.group]
     return arguments
-
-
-def _ignore(_number: int, _frame: object) -> None:
-    pass
-
-
-def _watch_exit(popen: subprocess.Popen[bytes]) -> asyncio.Event:
-    """Notes the process's exit when it happens, whatever becomes of its pipes and of who started it."""
-    loop, exited = asyncio.get_running_loop(), asyncio.Event()
-    pidfd = os.pidfd_open(popen.pid)
-
-    def note() -> None:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-        popen.wait()
-        exited.set()
-
-    loop.add_reader(pidfd, note)
-    return exited
-
-
-async def _lines(start: _Start) -> AsyncIterator[OutputLine]:
-    splitter = LineSplitter()
-    try:
-        while data := await start.reader.read(_READ_BYTES):
-            for number, line in enumerate(splitter.feed(data), 1):
-                yield line
-                if number % _TURN_LINES == 0:
-                    await asyncio.sleep(0)
-        for line in splitter.finish():
-            yield line
-    finally:
-        start.transport.close()

@@ -43,6 +43,8 @@ _INFLATED_BYTES: Final = 2**20
 _ID_LENGTH: Final = 256
 _LABEL_LENGTH: Final = 256
 """The runner drops all its labels when one is longer."""
+_KEY_PREFIX_LENGTH: Final = 512
+"""Half of what a key may have: the other half is the agent's."""
 _SHOWN_LENGTH: Final = 60
 _HIDDEN: Final = "(not shown: it is a secret)"
 
@@ -122,6 +124,15 @@ def _is_label(value: object) -> bool:
     return bool(value.strip()) and "," not in value and len(value) <= _LABEL_LENGTH
 
 
+def _key_prefix(value: object, _type: object) -> str:
+    if isinstance(value, str) and value.isprintable() and 1 <= len(value) <= _KEY_PREFIX_LENGTH:
+        segments = value.split("/")
+        if segments[0] and ".." not in segments:
+            return value
+    takes = f"1 to {_KEY_PREFIX_LENGTH} printable characters, without '/' in front and '..' between slashes"
+    raise ValueError(f"{_shown(value)} is not a prefix for keys: {takes}")
+
+
 def _optional(hook: _Hook) -> _Hook:
     return lambda value, type_: None if value is None else hook(value, type_)
 
@@ -130,6 +141,10 @@ _MINUTES_MOST: Final = 60 * 24 * 30
 _RUNNER_NAME: Final = rf"[^\x00-\x1f\x7f]{{1,{RUNNER_NAME_LENGTH}}}"
 _name = _text("a name of letters, digits, '.', '_' and '-'", r"[A-Za-z0-9._-]+")
 _line = _text("a string of one line, 1 character or more", r"[^\x00-\x1f\x7f]+")
+_bucket = _text(
+    "a bucket's name: 3 to 63 of 'a' to 'z', digits, '.' and '-', a letter or digit at each end",
+    r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
+)
 
 _CONFIG_FIELDS: Final[Mapping[str, _Hook]] = {
     "org": _name,
@@ -146,8 +161,8 @@ _CONFIG_FIELDS: Final[Mapping[str, _Hook]] = {
     "termination_queue_url": _optional(_text("a URL with http:// or https://", r"https?://[^\s/?#@]+/\S*")),
     "cache_url": _optional(_line),
     "cache_token": _secret,
-    "runner_logs_bucket": _optional(_line),
-    "runner_logs_prefix": _optional(_line),
+    "runner_logs_bucket": _optional(_bucket),
+    "runner_logs_prefix": _optional(_key_prefix),
     "runner_version": _optional(_text("'2.x.y' or 'latest'", r"2\.[0-9]+\.[0-9]+|latest")),
     "runner_sha256": _optional(_text("a SHA-256 digest: 64 hex digits, lower case", r"[0-9a-f]{64}")),
     "max_runtime_minutes": _optional(_minutes),

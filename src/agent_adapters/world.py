@@ -14,6 +14,7 @@ from attrs import Factory, define, field
 from agent_adapters.memory import (
     InMemoryBinaryStore,
     InMemoryConfigSource,
+    InMemoryDiagnosticsStore,
     InMemoryHostProbe,
     InMemoryJournal,
     InMemoryLogSink,
@@ -69,6 +70,7 @@ class World:
     """What happened, in every life."""
     config_source: InMemoryConfigSource = field(init=False)
     binary_store: InMemoryBinaryStore = field(init=False)
+    diagnostics_store: InMemoryDiagnosticsStore = field(init=False)
     log_sink: InMemoryLogSink = field(init=False)
     notifier: InMemoryNotifier = field(init=False, factory=InMemoryNotifier)
     terminator: InMemoryTerminator = field(init=False)
@@ -78,6 +80,7 @@ class World:
     def __attrs_post_init__(self) -> None:
         self.config_source = InMemoryConfigSource(self.config)
         self.binary_store = InMemoryBinaryStore(self.machine)
+        self.diagnostics_store = InMemoryDiagnosticsStore(self.machine)
         self.log_sink = InMemoryLogSink(self.now)
         self.terminator = InMemoryTerminator(self.machine)
 
@@ -98,6 +101,7 @@ class World:
             config_source=self.config_source,
             binary_store=self.binary_store,
             runner_process=self.runners[-1],
+            diagnostics_store=self.diagnostics_store,
             log_sink=self.log_sink,
             log_spool=InMemoryLogSpool(),
             notifier=self.notifier,

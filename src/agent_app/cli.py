@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from agent_adapters.accounts import account_fault
 from agent_adapters.host import why_unwritable
 from agent_adapters.wire import message_to_json
 from agent_app.container import container_of
@@ -80,6 +81,8 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
     elif why_unwritable(settings.state_dir, make=True):
         # There is nothing here that could be terminated, nor a place to write down that it was asked for.
         return _refuse(ExitStatus.CONFIG, *errors, _unwritable(settings))
+    if fault := account_fault(settings.runner_user):
+        errors.append(f"RUNS_FLEET_RUNNER_USER: {fault}")
     display = _make_display(settings.instance_id or "")
     refused = SettingsError("\n".join(errors)) if errors else None
     try:

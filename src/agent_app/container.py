@@ -12,9 +12,11 @@ from typing import Any, Final
 
 from dependency_injector import containers, providers
 
+from agent_adapters.accounts import Account, runner_account
 from agent_adapters.filesystem import (
     FileBinaryStore,
     FileConfigSource,
+    FileDiagnosticsStore,
     FileLogSink,
     FileNotifier,
     FileTerminator,
@@ -63,9 +65,14 @@ def _options(settings: Settings) -> AgentOptions:
         arch=runner_arch(),
         runner_version=settings.runner_version,
         github_url=settings.github_url,
+        job_environment=settings.job_variables,
         poweroff=settings.poweroff,
         limits=settings.limits,
     )
+
+
+def _uid_of(account: Account | None) -> int | None:
+    return None if account is None else account.uid
 
 
 def _tracking_id(state_dir: Path) -> str:
@@ -112,6 +119,8 @@ class Container(containers.DeclarativeContainer):
     runner_dir: providers.Callable[Path] = providers.Callable(Path.absolute, settings.provided.runner_dir)
     now = providers.Object(_now)
     rng = providers.Singleton(Random)
+    account = providers.Singleton(runner_account, settings.provided.runner_user)
+    runner_uid = providers.Callable(_uid_of, account)
 
     # What only profile aws has
 
@@ -130,6 +139,7 @@ class Container(containers.DeclarativeContainer):
         settings.provided.github_url,
         runner_dir,
         replace=providers.Callable("aws".__eq__, profile),
+        account=account,
     )
     config_source = providers.Selector(
         profile,
@@ -152,6 +162,15 @@ class Container(containers.DeclarativeContainer):
         ),
         github=github,
         archive=providers.Singleton(FileBinaryStore, settings.provided.runner_archive, runner_dir),
+    )
+    diagnostics_store = providers.Selector(
+        profile,
+        aws=providers.Singleton(
+            _lazy("agent_adapters.aws.diagnostics_store.S3DiagnosticsStore"), clients, runner_dir, runner_uid
+        ),
+        local=providers.Singleton(
+            FileDiagnosticsStore, state_dir.provided.joinpath.call("buckets"), runner_dir, runner_uid
+        ),
     )
     log_sink = providers.Selector(
         providers.Callable(_sink_of, settings),
@@ -180,8 +199,9 @@ class Container(containers.DeclarativeContainer):
     runner_process = providers.Singleton(
         SubprocessRunnerProcess,
         runner_dir,
-        providers.Callable(runner_environment, environ),
+        providers.Callable(runner_environment, environ, account),
         tracking_id=providers.Callable(_tracking_id, state_dir),
+        account=account,
     )
     log_spool = providers.Singleton(FileLogSpool, state_dir.provided.joinpath.call("log-spool.jsonl"))
     host_probe = providers.Singleton(PsutilHostProbe, runner_dir)
@@ -194,6 +214,7 @@ class Container(containers.DeclarativeContainer):
         config_source=config_source,
         binary_store=binary_store,
         runner_process=runner_process,
+        diagnostics_store=diagnostics_store,
         log_sink=log_sink,
         log_spool=log_spool,
         notifier=notifier,

@@ -1,11 +1,14 @@
 """One life in one process: the event loop, the signals, and whatever goes wrong where nobody looks."""
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Sequence
 from typing import Any
 
+from agent_adapters.accounts import runs_as_root
+from agent_adapters.secrecy import blank, keep_private
 from agent_adapters.stderr import StderrOnlyLogSink
 from agent_app.container import Container
 from agent_app.entry import STOP_SIGNALS
@@ -25,6 +28,9 @@ def live(container: Container, refused: AgentError | None, early: Sequence[signa
     """
     if not container.state_lock().take():
         raise AgentAliveError("another agent works with this state folder")
+    # What it was started with is no affair of the job, which may be of the same user.
+    blank(os.getpid(), _is_the_agents)
+    keep_private()
     return asyncio.run(_live(container, refused, early))
 
 
@@ -46,6 +52,8 @@ async def _live(container: Container, refused: AgentError | None, early: Sequenc
     _take_strays(agent, loop)
     for number in early:
         _stop(agent, number)
+    if runs_as_root(container.settings().runner_user):
+        agent.warn("the runner runs as root: make a user `runner`, or set RUNS_FLEET_RUNNER_USER")
     if isinstance(container.log_sink(), StderrOnlyLogSink):
         agent.warn("RUNS_FLEET_LOG_GROUP is not set: what the job prints goes to stderr only")
     watch = _watch_for_notices(container, agent)
@@ -58,6 +66,10 @@ async def _live(container: Container, refused: AgentError | None, early: Sequenc
             # The life is over; closing the loop would give the signals back their power to kill.
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
+
+
+def _is_the_agents(variable: str) -> bool:
+    return variable.startswith(("AWS_", "RUNS_FLEET_"))
 
 
 def _watch_for_notices(container: Container, agent: Agent) -> asyncio.Task[None] | None:

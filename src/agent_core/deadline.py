@@ -1,12 +1,12 @@
 """Waits that end, whatever is waited for."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from agent_core.errors import AgentFaultError, DeadlineError
 
-__all__ = ["abandon", "wait_until_set", "within"]
+__all__ = ["abandon", "wait_until_set", "while_moving", "within"]
 
 _T = TypeVar("_T")
 
@@ -35,6 +35,23 @@ async def within(seconds: float, what: str, work: Coroutine[Any, Any, _T]) -> _T
     if task.cancelled():
         raise AgentFaultError(f"{what} was cancelled from within")
     return task.result()
+
+
+async def while_moving(
+    seconds: float, stall_seconds: float, task: asyncio.Future[Any], moved: Callable[[], object]
+) -> bool:
+    """Whether the task is done within `seconds`, and without standing still for `stall_seconds`.
+
+    It stands still when `moved` gives what it gave before. A task that is not done goes on.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while not task.done():
+        before = moved()
+        await asyncio.wait({task}, timeout=min(stall_seconds, max(0.0, end - loop.time())))
+        if not task.done() and (moved() == before or loop.time() >= end):
+            return False
+    return True
 
 
 async def abandon(task: asyncio.Task[Any]) -> None:

@@ -22,7 +22,7 @@ from agent_core.batches import (
     event_bytes,
     text_bytes,
 )
-from agent_core.deadline import abandon, wait_until_set, within
+from agent_core.deadline import abandon, wait_until_set, while_moving, within
 from agent_core.errors import AgentError, BatchRefusedError, LogSinkDeniedError, SpoolError
 from agent_core.model import LogEvent, LogStats
 from agent_core.policy import CALL_SECONDS, Backoff
@@ -121,15 +121,9 @@ class LogDelivery:
         self._closing.set()
         self._some.set()
         self._ripe.set()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
         pump = self._pump
-        while pump is not None and not pump.done():
-            before = self._arrived
-            await asyncio.wait({pump}, timeout=min(stall_seconds, max(0.0, end - loop.time())))
-            if not pump.done() and (self._arrived == before or loop.time() >= end):
-                await abandon(pump)
-                break
+        if pump is not None and not await while_moving(seconds, stall_seconds, pump, lambda: self._arrived):
+            await abandon(pump)
         self._closed = True
         self._waiting.clear()
         self._held = Batch(_moment())

@@ -14,16 +14,15 @@ from agent_core.messenger import Messenger
 from agent_core.model import JournalRecord, LogStats, ProcessId, StatusMessage
 from agent_core.phases import Phase
 from agent_core.policy import (
-    DRAIN_SECONDS,
-    DRAIN_STALL_SECONDS,
     KILL_CALL_SECONDS,
-    KILL_SECONDS,
     POWER_OFF_SECONDS,
+    STALL_SECONDS,
     TERMINATE_CALL_SECONDS,
     Backoff,
-    clean_seconds,
-    phase_seconds,
+    EndingStep,
+    step_seconds,
 )
+from agent_core.runner_logs import upload_runner_logs
 from agent_core.status import Observed, final_message
 
 __all__ = ["Ending", "Outcome", "leave_no_process"]
@@ -68,11 +67,12 @@ async def leave_no_process(life: Life, known: Sequence[ProcessId] = ()) -> None:
     """Kills what is left of the runner, until nothing is, or the bound is reached."""
     backoff = Backoff(first=0.1, most=1.0)
     loop = asyncio.get_running_loop()
-    end, attempt = loop.time() + KILL_SECONDS, 0
+    seconds = step_seconds(EndingStep.KILL, life.remaining_seconds)
+    end, attempt = loop.time() + seconds, 0
     while True:
         try:
             killing = life.ports.runner_process.kill(known)
-            count = await within(KILL_CALL_SECONDS, "killing the runner", killing)
+            count = await within(min(KILL_CALL_SECONDS, seconds), "killing the runner", killing)
         except Exception as exc:  # noqa: BLE001 - whatever it was, a process that lives is worse
             if loop.time() >= end:
                 life.warn(f"some of the runner's processes may be alive: {exc}")
@@ -102,7 +102,7 @@ class Ending:
             await self._step(leave_no_process(life, life.record.runner))
         await self._step(life.enter(Phase.REPORTING))
         await self._step(self._report(observed, measured))
-        if life.record.installed and clean_seconds(life.remaining_seconds):
+        if life.record.installed and self._seconds(EndingStep.CLEAN):
             await self._step(self._clean())
         await self._step(life.enter(Phase.TERMINATING))
         await self._step(self._terminate())
@@ -122,32 +122,37 @@ class Ending:
         except Exception as exc:  # noqa: BLE001 - whatever fails here, the instance must go
             self._life.fail(exc)
 
+    def _seconds(self, step: EndingStep) -> float:
+        return step_seconds(step, self._life.remaining_seconds)
+
     async def _report(self, observed: Observed, measured: Mapping[str, object]) -> None:
-        """Concludes, once, and in the journal before anyone hears of it; then drains the logs and sends."""
+        """Concludes, once, and in the journal before anyone hears of it; then delivers logs, and sends."""
         life = self._life
         has_job = life.record.job_id is not None
         if has_job and life.record.final is None:
             await life.chronicle.save(final=final_message(life.record, observed, life.now(), **measured))
-        stats = await life.delivery.drain(DRAIN_STALL_SECONDS, DRAIN_SECONDS)
+        log_upload = await upload_runner_logs(life, self._seconds(EndingStep.UPLOAD))
+        stats = await life.delivery.drain(STALL_SECONDS, self._seconds(EndingStep.DELIVER))
         life.emit(LogsDrained(stats))
         if life.record.final is None or not has_job:
             return
         final = evolve(
             life.record.final,
+            log_upload=log_upload,
             log_lines_accepted=stats.accepted,
             log_lines_delivered=stats.delivered,
             log_lines_rejected=stats.rejected,
             log_lines_dropped=stats.dropped,
         )
         await life.chronicle.save(final=final)
-        await self._messenger.send_final(final)
+        await self._messenger.send_final(final, self._seconds(EndingStep.SEND))
 
     async def _clean(self) -> None:
         life = self._life
         await life.enter(Phase.CLEANING)
         try:
-            seconds = clean_seconds(life.remaining_seconds)
-            await within(seconds, "cleaning up", life.ports.runner_process.remove())
+            removing = life.ports.runner_process.remove()
+            await within(self._seconds(EndingStep.CLEAN), "cleaning up", removing)
         except AgentError as exc:
             life.warn(f"the runner's root is not clean: {exc}")
         else:
@@ -158,7 +163,8 @@ class Ending:
         life = self._life
         instance_id, backoff = life.record.instance_id, Backoff(first=0.5, most=8.0)
         loop = asyncio.get_running_loop()
-        end, attempt = loop.time() + phase_seconds(Phase.TERMINATING, life.limits), 0
+        # As long as the machine is there, whatever was said of its end.
+        end, attempt = loop.time() + step_seconds(EndingStep.TERMINATE, None), 0
         while True:
             try:
                 request = life.ports.terminator.terminate(instance_id)

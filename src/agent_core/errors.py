@@ -20,6 +20,9 @@ __all__ = [
     "ConfigMalformedError",
     "ConfigUnavailableError",
     "DeadlineError",
+    "DiagnosticsDeniedError",
+    "DiagnosticsError",
+    "DiagnosticsUnavailableError",
     "DigestMismatchError",
     "HostUnavailableError",
     "JobAlreadyRunError",
@@ -127,6 +130,18 @@ class RegistrationRefusedError(RunnerError):
 
 class RunnerUnavailableError(RunnerError):
     """The runner could not be started, signalled or removed."""
+
+
+class DiagnosticsError(AgentError):
+    """The runner's own logs could not be uploaded."""
+
+
+class DiagnosticsUnavailableError(DiagnosticsError):
+    """The place did not answer: tried again."""
+
+
+class DiagnosticsDeniedError(DiagnosticsError):
+    """The agent may not write there: not tried again."""
 
 
 class HostUnavailableError(AgentError):

@@ -4,13 +4,22 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from agent_core.model import JobResult, LogStats, OutputLine, StatusMessage, StopRequest
+from agent_core.model import (
+    JobResult,
+    LogDestination,
+    LogStats,
+    OutputLine,
+    StatusMessage,
+    StopRequest,
+    Uploaded,
+)
 from agent_core.phases import Phase
 
 __all__ = [
     "Downloading",
     "Event",
     "Failed",
+    "JobAssigned",
     "JobCompleted",
     "JobStarted",
     "JobTaken",
@@ -22,6 +31,7 @@ __all__ = [
     "PoweringOff",
     "Printed",
     "RunnerInPlace",
+    "RunnerLogsUploaded",
     "RunnerRestarting",
     "StopRequested",
     "TerminationRequested",
@@ -75,12 +85,14 @@ class RunnerInPlace:
 
 @frozen
 class Printed:
-    """The runner printed a line, or a part of one."""
+    """The runner, or a step of the job, printed a line, or a part of one."""
 
     line: OutputLine
+    step: int | None = None
+    """Which step: 1 for the first that printed anything; None: the runner itself."""
 
     def __str__(self) -> str:
-        return self.line.text
+        return self.line.text if self.step is None else f"[step {self.step}] {self.line.text}"
 
 
 @frozen
@@ -90,6 +102,14 @@ class RunnerRestarting:
 
     def __str__(self) -> str:
         return f"the runner ended with exit code {self.exit_code}; started again in {self.delay:.0f} s"
+
+
+@frozen
+class JobAssigned:
+    """GitHub has given the runner a job, which has not begun yet."""
+
+    def __str__(self) -> str:
+        return "a job is assigned"
 
 
 @frozen
@@ -156,6 +176,19 @@ class Failed:
 
 
 @frozen
+class RunnerLogsUploaded:
+    """What the runner logged of itself is where the config wants it."""
+
+    uploaded: Uploaded
+    destination: LogDestination
+
+    def __str__(self) -> str:
+        what, where = self.uploaded, self.destination
+        left_out = f", {what.left_out} left out or cut" if what.left_out else ""
+        return f"uploaded {what.files} logs of the runner to {where.bucket}/{where.prefix}{left_out}"
+
+
+@frozen
 class LogsDrained:
     stats: LogStats
 
@@ -197,12 +230,14 @@ Event = (
     | RunnerInPlace
     | Printed
     | RunnerRestarting
+    | JobAssigned
     | JobStarted
     | JobCompleted
     | StopRequested
     | Killed
     | Warned
     | Failed
+    | RunnerLogsUploaded
     | LogsDrained
     | MessageSent
     | TerminationRequested

@@ -2,7 +2,7 @@
 
 import asyncio
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from random import Random
 
@@ -39,6 +39,8 @@ class AgentOptions:
     runner_version: str = "latest"
     """`2.x.y` or `latest`; a job's config may want another."""
     github_url: str = "https://github.com"
+    job_environment: Mapping[str, str] = field(factory=dict, repr=False)
+    """Further variables for the steps of any job."""
     poweroff: bool = False
     """The host is powered off when termination fails: the launch template says that this terminates."""
     limits: Limits = field(factory=Limits)
@@ -109,10 +111,11 @@ class Life:
             for line in str(event).splitlines():
                 self.delivery.write(f"runs-fleet-agent: {line}")
 
-    def print(self, line: OutputLine) -> None:
-        """Passes on what the runner printed."""
-        self.emit(Printed(line))
-        self.delivery.write(line.text)
+    def print(self, line: OutputLine, step: int | None = None) -> None:
+        """Passes on what the runner printed, or a step of the job."""
+        printed = Printed(line, step)
+        self.emit(printed)
+        self.delivery.write(str(printed))
 
     def warn(self, text: str) -> None:
         self.emit(Warned(text))

@@ -36,7 +36,7 @@ from agent_core.policy import (
 from agent_core.ports import Ports
 from agent_core.provisioning import provision
 from agent_core.recovery import Remains, adopt, inspect, observed_of
-from agent_core.registration import registration_for
+from agent_core.registration import job_environment_for, registration_for
 from agent_core.status import Observed
 from agent_core.supervision import Supervision
 
@@ -131,7 +131,10 @@ class Agent:
         await self._phase(Phase.PROVISIONING, lambda: provision(self._life, config))
         registration = registration_for(config, self._options)
         await self._phase(Phase.REGISTERING, lambda: self._register(registration))
-        self._supervision = Supervision(self._life, self._messenger, self._host_watch, registration)
+        environment = job_environment_for(config, self._options)
+        self._supervision = Supervision(
+            self._life, self._messenger, self._host_watch, registration, environment
+        )
         await self._supervision.run()
 
     async def _phase(self, phase: Phase, work: _Work[_T]) -> _T:
@@ -217,6 +220,8 @@ class Agent:
             run_id=config.run_id,
             repo=config.repo_path,
             queue_url=config.termination_queue_url,
+            runner_logs_bucket=config.runner_logs_bucket,
+            runner_logs_prefix=config.runner_logs_prefix,
             jobs_run=(*jobs_run, config.job_id)[-_JOBS_REMEMBERED:],
         )
         life.delivery.open(life.record.stream)

@@ -11,7 +11,7 @@ from agent_core.errors import (
 from agent_core.events import MessageSent
 from agent_core.life import Life
 from agent_core.model import StatusMessage
-from agent_core.policy import SEND_CALL_SECONDS, SEND_SECONDS, STARTED_LEAVE_SECONDS, STARTED_SECONDS, Backoff
+from agent_core.policy import SEND_CALL_SECONDS, STARTED_LEAVE_SECONDS, STARTED_SECONDS, Backoff
 from agent_core.status import started_message
 
 __all__ = ["Messenger"]
@@ -30,13 +30,14 @@ class Messenger:
         message = started_message(self._life.record)
         self._started = asyncio.create_task(self.send(message, STARTED_SECONDS), name="started message")
 
-    async def send_final(self, message: StatusMessage) -> bool:
+    async def send_final(self, message: StatusMessage, seconds: float) -> bool:
         """Whether it went; the `started` message goes first, but does not hold it up for long."""
+        leave = min(STARTED_LEAVE_SECONDS, seconds / 4)
         if self._started is not None:
-            await asyncio.wait({self._started}, timeout=STARTED_LEAVE_SECONDS)
+            await asyncio.wait({self._started}, timeout=leave)
             if not self._started.done():
                 await abandon(self._started)
-        return await self.send(message, SEND_SECONDS)
+        return await self.send(message, seconds - leave)
 
     async def send(self, message: StatusMessage, seconds: float) -> bool:
         """Whether the queue has confirmed the message within `seconds`."""

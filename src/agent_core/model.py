@@ -11,14 +11,19 @@ from agent_core.phases import Phase
 
 __all__ = [
     "UNKNOWN_JOB",
+    "UNKNOWN_RUN",
+    "Assigned",
     "HostSample",
     "JobConfig",
     "JobResult",
     "JournalRecord",
     "Limits",
+    "LogDestination",
     "LogEvent",
     "LogStats",
+    "LogUpload",
     "OutputLine",
+    "OutputMissed",
     "ProcessId",
     "Registration",
     "Release",
@@ -26,8 +31,11 @@ __all__ = [
     "Secret",
     "Status",
     "StatusMessage",
+    "StepLine",
     "StopReason",
     "StopRequest",
+    "Trace",
+    "Uploaded",
 ]
 
 _UNFIT_FOR_NAMES: Final = re.compile(r"[^\w.#-]|^\.+", re.ASCII)
@@ -35,6 +43,9 @@ _NAME_LENGTH: Final = 200
 
 UNKNOWN_JOB: Final = "unknown-job"
 """Stands for the ID of a job that has none, in names of streams and keys."""
+UNKNOWN_RUN: Final = "unknown-run"
+"""The same for the ID of its run."""
+_RUNNER_LOGS_PREFIX: Final = "runner-logs/"
 
 
 class Secret:
@@ -162,6 +173,32 @@ class OutputLine:
     """True for a part that is not the first one of its line."""
 
 
+@frozen
+class Assigned:
+    """GitHub has given the runner a job, which it may not have begun yet."""
+
+
+@frozen
+class StepLine:
+    """A line that a step of the job printed, or a part of one."""
+
+    step: int
+    """1 for the first step that printed anything, 2 for the next one, and so on."""
+    line: OutputLine
+
+
+@frozen
+class OutputMissed:
+    """Something that a step printed was gone before it could be read."""
+
+    detail: str
+    """One line for people."""
+
+
+Trace = Assigned | StepLine | OutputMissed
+"""What a runner leaves in its files while it runs."""
+
+
 @frozen(order=True)
 class ProcessId:
     """A process that cannot be mistaken for a later one of the same number, within one boot."""
@@ -213,6 +250,42 @@ class StopRequest:
     """When the machine goes away, whatever the agent does."""
 
 
+# The runner's own logs
+
+
+@frozen
+class LogDestination:
+    """Where the runner's diagnostic logs go."""
+
+    bucket: str
+    prefix: str
+    """Of the keys, with its slash: `runner-logs/{run_id}/{job_id}/{instance_id}/`."""
+
+
+@frozen(kw_only=True)
+class Uploaded:
+    """What was uploaded of the runner's diagnostic logs."""
+
+    files: int
+    bytes: int
+    """Of their contents, before they were compressed."""
+    left_out: int = 0
+    """Files that were not uploaded, or not whole, since there were too many of them or too much in them."""
+
+
+class LogUpload(StrEnum):
+    """What became of the runner's diagnostic logs; the values are those of `log_upload` in a message."""
+
+    UPLOADED = "uploaded"
+    PARTIAL = "partial"
+    """Some of them, or not the whole of some: there was too much for the bounds."""
+    DENIED = "denied"
+    FAILED = "failed"
+    """Nobody took them, or not in time."""
+    SKIPPED = "skipped"
+    """The machine's end was too near to begin."""
+
+
 # What is sent
 
 
@@ -251,8 +324,12 @@ class StatusMessage:
     runner_exit_code: int | None = None
     runner_version: str | None = None
     interrupted_by: str | None = None
+    interruption_deadline: datetime | None = None
+    """When the machine goes away, as what interrupted said: the time of a spot notice."""
     stop_reason: StopReason | None = None
     error_phase: Phase | None = None
+    log_upload: LogUpload | None = None
+    """Of the runner's own logs, where the config wants them."""
     log_lines_accepted: int | None = None
     log_lines_delivered: int | None = None
     log_lines_rejected: int | None = None
@@ -322,6 +399,9 @@ class JournalRecord:
     installed: bool = False
     """The files in the runner's root are the agent's, which removes them."""
     runner: tuple[ProcessId, ...] = ()
+    runner_logs_bucket: str | None = None
+    """Where the config wants the runner's own logs."""
+    runner_logs_prefix: str | None = None
     runner_version: str | None = None
     started_at: datetime | None = None
     """When the job began to execute."""
@@ -341,5 +421,17 @@ class JournalRecord:
     @property
     def stream(self) -> str:
         """The name of the job's log stream: no character that CloudWatch Logs or a file system refuses."""
-        job = _UNFIT_FOR_NAMES.sub("_", self.job_id or UNKNOWN_JOB)[:_NAME_LENGTH]
-        return f"{self.instance_id}/{job}"
+        return f"{self.instance_id}/{_fit_for_names(self.job_id or UNKNOWN_JOB)}"
+
+    @property
+    def log_destination(self) -> LogDestination | None:
+        """Where the runner's own logs go; None: nowhere."""
+        if self.runner_logs_bucket is None:
+            return None
+        prefix = _RUNNER_LOGS_PREFIX if self.runner_logs_prefix is None else self.runner_logs_prefix
+        run, job = _fit_for_names(self.run_id or UNKNOWN_RUN), _fit_for_names(self.job_id or UNKNOWN_JOB)
+        return LogDestination(self.runner_logs_bucket, f"{prefix}{run}/{job}/{self.instance_id}/")
+
+
+def _fit_for_names(text: str) -> str:
+    return _UNFIT_FOR_NAMES.sub("_", text)[:_NAME_LENGTH]

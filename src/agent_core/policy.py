@@ -5,6 +5,7 @@ Nothing here waits. `lifecycle`, `supervision`, `ending` and `delivery` ask, and
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from enum import Enum
 from random import Random
 from types import MappingProxyType
 from typing import Final
@@ -16,33 +17,33 @@ from agent_core.phases import Phase
 
 __all__ = [
     "CALL_SECONDS",
-    "DRAIN_SECONDS",
-    "DRAIN_STALL_SECONDS",
     "HOST_SAMPLE_SECONDS",
     "JOURNAL_AGAIN_SECONDS",
     "JOURNAL_LOADS",
     "JOURNAL_LOAD_SECONDS",
     "JOURNAL_SECONDS",
     "KILL_CALL_SECONDS",
-    "KILL_SECONDS",
     "LAST_LOOK_SECONDS",
-    "OUTPUT_END_SECONDS",
     "POWER_OFF_SECONDS",
     "SEND_CALL_SECONDS",
-    "SEND_SECONDS",
+    "SPARE_SECONDS",
+    "STALL_SECONDS",
     "STARTED_LEAVE_SECONDS",
     "STARTED_SECONDS",
     "TERMINATE_CALL_SECONDS",
+    "WORKER_LOOK_SECONDS",
     "Backoff",
+    "EndingStep",
     "Milestones",
     "Watch",
-    "clean_seconds",
     "config_poll_delay",
     "grace_seconds",
     "is_token_expired",
+    "life_seconds",
     "next_watch",
     "phase_seconds",
     "restart_delay",
+    "step_seconds",
 ]
 
 # Bounds of single waits
@@ -57,24 +58,18 @@ JOURNAL_LOAD_SECONDS: Final = 3.0
 """One look into the journal of an earlier life."""
 JOURNAL_LOADS: Final = 3
 """So many looks, before the earlier life counts as unknown."""
-SEND_SECONDS: Final = 8.0
-"""The final message, with every try."""
 SEND_CALL_SECONDS: Final = 3.0
-"""One such try: a call that hangs is not the last one."""
+"""One try to send a message: a call that hangs is not the last one."""
 STARTED_SECONDS: Final = 60.0
 """The `started` message, with every try."""
 STARTED_LEAVE_SECONDS: Final = 2.0
 """How long the final message waits for the `started` one to go first."""
-DRAIN_STALL_SECONDS: Final = 3.0
-"""The end of the logs, as long as nothing moves."""
-DRAIN_SECONDS: Final = 60.0
-"""The end of the logs, as long as something moves."""
-OUTPUT_END_SECONDS: Final = 5.0
-"""From the death of the runner's last process to the end of its output."""
-KILL_SECONDS: Final = 10.0
-"""SIGKILL to every process of the runner, until none is left: no new try after that."""
+STALL_SECONDS: Final = 3.0
+"""The last delivery, of logs and of the runner's own, as long as nothing moves."""
 KILL_CALL_SECONDS: Final = 5.0
-"""One such try."""
+"""One try to kill what is left of the runner."""
+WORKER_LOOK_SECONDS: Final = 5.0
+"""One look for a worker of the runner."""
 TERMINATE_CALL_SECONDS: Final = 10.0
 """One request to terminate."""
 POWER_OFF_SECONDS: Final = 10.0
@@ -83,11 +78,6 @@ LAST_LOOK_SECONDS: Final = 3.0
 """The look at the config of an agent that is stopped before it had one: the queue wants its job's ID."""
 HOST_SAMPLE_SECONDS: Final = 30.0
 """Between two looks at disk and memory (design: every 30 s)."""
-
-_CLEAN_SECONDS: Final = 30.0
-_RESERVE_SECONDS: Final = 30.0
-"""What an ending needs after the runner has gone, when nothing goes well: drain, send, terminate, and
-the 15 s by which all is over before the machine is."""
 
 # Deadlines of phases
 
@@ -104,8 +94,8 @@ _FIXED_SECONDS: Final[Mapping[Phase, float]] = MappingProxyType(
 def phase_seconds(phase: Phase, limits: Limits) -> float:
     """How long a phase may take that the lifecycle bounds as a whole.
 
-    LISTENING and RUNNING are bounded by `next_watch`, STOPPING by `grace_seconds` and `KILL_SECONDS`,
-    REPORTING by its two steps, CLEANING by `clean_seconds`.
+    LISTENING and RUNNING are bounded by `next_watch`, STOPPING by `grace_seconds`, what comes after by
+    `step_seconds`.
     """
     if phase is Phase.CONFIGURING:
         return limits.standby.total_seconds() + CALL_SECONDS
@@ -164,16 +154,23 @@ def restart_delay(exit_code: int, restarts: int) -> float | None:
 
 _CONNECT_SECONDS: Final = 300.0
 """From a start to "Listening for Jobs": the runner itself tries GitHub again for some minutes."""
+_ASSIGNED_SECONDS: Final = 180.0
+"""From GitHub's word that there is a job to its begin: the runner fetches it, and tries that again."""
+_SHORTEST_PATIENCE_SECONDS: Final = 60.0
+"""The two above are no longer than the operator lets a runner be idle, but no shorter than this."""
 _EXIT_SECONDS: Final = 60.0
 """From the job's completion to the runner's exit; it still uploads the job's last logs."""
 
 
 @frozen(kw_only=True)
 class Milestones:
-    """When a start of the runner came to which point, on the loop's clock."""
+    """When the runner came to which point, on the loop's clock."""
 
+    first_started: float
+    """Its first start; the others are of its latest."""
     started: float
     listening: float | None = None
+    assigned: float | None = None
     running: float | None = None
     completed: float | None = None
 
@@ -194,17 +191,87 @@ def next_watch(milestones: Milestones, limits: Limits) -> Watch:
     if milestones.running is not None:
         return _watch(milestones.running, limits.max_runtime, StopReason.MAX_RUNTIME,
                       "the job ran longer than its max runtime of")  # fmt: skip
-    if milestones.listening is not None:
-        return _watch(milestones.listening, limits.idle, StopReason.IDLE, "no job came within")
-    return _watch(milestones.started, timedelta(seconds=_CONNECT_SECONDS), StopReason.STALLED,
-                  "the runner did not begin to listen within")  # fmt: skip
+    if milestones.assigned is not None:
+        watch = _watch(milestones.assigned, _patience(limits, _ASSIGNED_SECONDS), StopReason.STALLED,
+                       "the job that GitHub assigned did not begin within")  # fmt: skip
+    elif milestones.listening is not None:
+        watch = _watch(milestones.listening, limits.idle, StopReason.IDLE, "no job came within")
+    else:
+        watch = _watch(milestones.started, _patience(limits, _CONNECT_SECONDS), StopReason.STALLED,
+                       "the runner did not begin to listen within")  # fmt: skip
+    # However often it is started again.
+    whole = _watch(milestones.first_started, _wait(limits), StopReason.STALLED,
+                   "no job began, over all starts of the runner, within")  # fmt: skip
+    return min(watch, whole, key=lambda each: each.at)
 
 
 def _watch(since: float, limit: timedelta, reason: StopReason, what: str) -> Watch:
     return Watch(at=since + limit.total_seconds(), request=StopRequest(reason, f"{what} {limit}"))
 
 
+def _patience(limits: Limits, most: float) -> timedelta:
+    return timedelta(seconds=min(most, max(_SHORTEST_PATIENCE_SECONDS, limits.idle.total_seconds())))
+
+
+def _wait(limits: Limits) -> timedelta:
+    """From the runner's first start to its job's begin."""
+    return _patience(limits, _CONNECT_SECONDS) + limits.idle + _patience(limits, _ASSIGNED_SECONDS)
+
+
 # Ending
+
+
+class EndingStep(Enum):
+    """What an ending does once the runner's grace is over, in this order."""
+
+    KILL = "SIGKILL to every process of the runner, until none is left: no new try after that"
+    OUTPUT = "from the death of the runner's last process to the end of its output"
+    UPLOAD = "the runner's own logs, as long as something moves"
+    DELIVER = "the last log lines, as long as something moves"
+    SEND = "the final message, with every try"
+    CLEAN = "the runner's root"
+    TERMINATE = "the request to terminate, with every try"
+
+
+_ENDING_SECONDS: Final[Mapping[EndingStep, tuple[float, float]]] = MappingProxyType(
+    {
+        EndingStep.KILL: (10.0, 2.0),
+        EndingStep.OUTPUT: (5.0, 1.0),
+        EndingStep.UPLOAD: (30.0, 0.0),
+        EndingStep.DELIVER: (60.0, 3.0),
+        EndingStep.SEND: (10.0, 3.0),
+        EndingStep.CLEAN: (30.0, 0.0),
+        EndingStep.TERMINATE: (_FIXED_SECONDS[Phase.TERMINATING], 3.0),
+    }
+)
+"""What each step may take usually; and what it has at least, however near the machine's end is, since the
+steps before it leave that much."""
+SPARE_SECONDS: Final = 15.0
+"""All is over so long before the machine is."""
+_JOURNALING_SECONDS: Final = 30.0
+"""All saves of the journal in a life, each as late as it may be."""
+_JOURNAL_RESERVE_SECONDS: Final = 3.0
+"""What saves of the journal take on the way, on a disk that is busy."""
+
+
+def step_seconds(step: EndingStep, remaining: float | None) -> float:
+    """How long a step of an ending may take; 0: it is skipped.
+
+    Args:
+        step: which.
+        remaining: seconds to the machine's end, where there is one.
+    """
+    usual, least = _ENDING_SECONDS[step]
+    if remaining is None:
+        return usual
+    return min(usual, max(least, remaining - SPARE_SECONDS - _needed_after(step)))
+
+
+def _needed_after(step: EndingStep | None) -> float:
+    """What the steps after it need at least; None: all of them."""
+    steps = list(_ENDING_SECONDS)
+    later = steps if step is None else steps[steps.index(step) + 1 :]
+    return sum(_ENDING_SECONDS[each][1] for each in later)
 
 
 def grace_seconds(limits: Limits, waited: float, remaining: float | None) -> float:
@@ -217,16 +284,22 @@ def grace_seconds(limits: Limits, waited: float, remaining: float | None) -> flo
     """
     grace = limits.shutdown_grace.total_seconds() - waited
     if remaining is not None:
-        grace = min(grace, remaining - _RESERVE_SECONDS)
+        grace = min(grace, remaining - SPARE_SECONDS - _needed_after(None) - _JOURNAL_RESERVE_SECONDS)
     # A wait so short that no time passes in it would be granted again and again.
     return grace if grace > _SHORTEST_SECONDS else 0.0
 
 
-def clean_seconds(remaining: float | None) -> float:
-    """How long cleaning up may take; 0: it is skipped, since the machine's end is near."""
-    if remaining is None:
-        return _CLEAN_SECONDS
-    return max(0.0, min(_CLEAN_SECONDS, remaining - _RESERVE_SECONDS))
+def life_seconds(limits: Limits) -> float:
+    """No life is longer, from the agent's start to its end: the sum of all bounds, each reached.
+
+    What is left out are the 2 s that a call may take to unwind when it is given up.
+    """
+    waits = limits.standby + _wait(limits) + limits.max_runtime + limits.shutdown_grace
+    phases = sum(_FIXED_SECONDS.values()) + CALL_SECONDS
+    # A request to stop waits for a start, or for a second registration, that is under way.
+    start = _FIXED_SECONDS[Phase.REGISTERING] + CALL_SECONDS
+    ending = sum(step_seconds(step, None) for step in EndingStep) + POWER_OFF_SECONDS + _JOURNALING_SECONDS
+    return waits.total_seconds() + phases + start + _EXIT_SECONDS + LAST_LOOK_SECONDS + ending
 
 
 # Tokens

@@ -5,7 +5,7 @@ Every method may raise the errors that its docstring names, and no others; the s
 leaves nothing running; the core bounds each call in time, so no adapter needs a deadline of its own.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from attrs import frozen
@@ -14,6 +14,7 @@ from agent_core.model import (
     HostSample,
     JobConfig,
     JournalRecord,
+    LogDestination,
     LogEvent,
     OutputLine,
     ProcessId,
@@ -22,11 +23,14 @@ from agent_core.model import (
     ReleaseRequest,
     Secret,
     StatusMessage,
+    Trace,
+    Uploaded,
 )
 
 __all__ = [
     "BinaryStore",
     "ConfigSource",
+    "DiagnosticsStore",
     "HostProbe",
     "Journal",
     "LogSink",
@@ -121,8 +125,15 @@ class RunnerProcess(Protocol):
         """
         ...
 
-    async def start(self, jit_config: Secret | None) -> ProcessId:
+    async def start(
+        self, jit_config: Secret | None, job_environment: Mapping[str, str | Secret] | None = None
+    ) -> ProcessId:
         """Starts the runner, registered or with a JIT config; again after it has ended.
+
+        Args:
+            jit_config: None where the runner is registered.
+            job_environment: further variables for the job's steps; a secret one is theirs to see, but is
+                masked in what the runner itself prints.
 
         Raises:
             RunnerUnavailableError: there is nothing to start, or it did not start.
@@ -139,6 +150,18 @@ class RunnerProcess(Protocol):
 
     async def wait(self) -> int:
         """The exit code of the runner started last; 128 + N when signal N ended it."""
+        ...
+
+    def traces(self) -> AsyncIterator[Trace]:
+        """What the runner started last leaves in its files: that it was given a job, and what steps print.
+
+        It tells of each as it happens, of a step's lines in their order. It ends when the runner has ended,
+        `kill` has been called after that, and all that there is has been read.
+        """
+        ...
+
+    async def has_worker(self) -> bool:
+        """Whether the runner has a process that works on a job now."""
         ...
 
     async def interrupt(self) -> None:
@@ -161,6 +184,26 @@ class RunnerProcess(Protocol):
 
         Raises:
             RunnerUnavailableError: something is still there.
+        """
+        ...
+
+
+@runtime_checkable
+class DiagnosticsStore(Protocol):
+    """Takes the runner's own logs (`_diag/*.log` in its root), which tell what else nobody could find out."""
+
+    async def upload(self, destination: LogDestination, progress: Progress) -> Uploaded:
+        """Sends each of the logs, gzipped, as `{destination.prefix}{name}.gz`; again is allowed.
+
+        What it takes is bounded: the newest files, and of a very large one the end.
+
+        Args:
+            destination: where they go.
+            progress: told of the bytes that have gone, so that a slow upload is not taken for one that hangs.
+
+        Raises:
+            DiagnosticsUnavailableError: not all that it tried were taken, for now.
+            DiagnosticsDeniedError: they may not be written there.
         """
         ...
 
@@ -297,6 +340,7 @@ class Ports:
     config_source: ConfigSource
     binary_store: BinaryStore
     runner_process: RunnerProcess
+    diagnostics_store: DiagnosticsStore
     log_sink: LogSink
     log_spool: LogSpool
     notifier: Notifier

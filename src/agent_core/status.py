@@ -10,7 +10,7 @@ The rules, first that fits:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Final
@@ -24,13 +24,16 @@ from agent_core.phases import Phase
 
 __all__ = [
     "ERROR_BYTES",
+    "RESULT_OF_EXIT",
     "STATUS_OF_STOP",
     "Conclusion",
     "Observed",
     "conclude",
     "cut_head",
     "cut_tail",
+    "disagreement",
     "final_message",
+    "job_result",
     "message_id",
     "started_message",
 ]
@@ -50,6 +53,18 @@ STATUS_OF_STOP: Final[Mapping[StopReason, Status]] = MappingProxyType(
         StopReason.AGENT_FAULT: Status.FAILURE,
     }
 )
+
+RESULT_OF_EXIT: Final[Mapping[int, JobResult]] = MappingProxyType(
+    {
+        100: JobResult.SUCCEEDED,
+        101: JobResult.SUCCEEDED_WITH_ISSUES,
+        102: JobResult.FAILED,
+        103: JobResult.CANCELED,
+        104: JobResult.SKIPPED,
+        105: JobResult.ABANDONED,
+    }
+)
+"""What Runner.Listener ends with where it was asked to (`ACTIONS_RUNNER_RETURN_JOB_RESULT_FOR_HOSTED`)."""
 
 _EXIT_SUCCESS: Final = 0
 _EXIT_JOB_FAILED: Final = 1
@@ -80,6 +95,28 @@ class Conclusion:
     status: Status
     exit_code: int
     error: str | None = None
+
+
+def job_result(said: Sequence[JobResult], exit_code: int | None) -> JobResult | None:
+    """What the job came to, from all lines on the console that say so and the runner's exit code together.
+
+    A job can make its runner say a line that is not true, before or after the runner's own: so one that the
+    exit code bears out counts. Otherwise it is the last one that counts. An exit code alone says that a job
+    failed, but not that it succeeded: 100 is also what is left of some faults of the runner.
+    """
+    told = None if exit_code is None else RESULT_OF_EXIT.get(exit_code)
+    if said:
+        return told if told in said else said[-1]
+    return None if told is None or told.is_success else told
+
+
+def disagreement(result: JobResult | None, exit_code: int | None) -> str | None:
+    """In words, that the exit code tells something else than the console; None: it does not."""
+    told = None if exit_code is None else RESULT_OF_EXIT.get(exit_code)
+    if told is None or told is result:
+        return None
+    console = "nothing" if result is None else f"that the job {result}"
+    return f"the runner's exit code {exit_code} says that the job {told}, its console said {console}"
 
 
 def conclude(observed: Observed) -> Conclusion:
@@ -139,6 +176,7 @@ def final_message(
         runner_exit_code=observed.runner_exit_code,
         stop_reason=None if stop is None else stop.reason,
         interrupted_by=None if stop is None or stop.by is None else cut_head(stop.by, _NAME_BYTES),
+        interruption_deadline=None if stop is None else stop.deadline,
         **measured,
     )
 

@@ -18,11 +18,12 @@ from agent_core.errors import (
     BinaryError,
     ConfigError,
     DeadlineError,
+    DiagnosticsError,
     LogSinkError,
     NotifierError,
     TerminatorError,
 )
-from agent_core.model import LogEvent, Release, ReleaseRequest, Status, StatusMessage
+from agent_core.model import LogDestination, LogEvent, Release, ReleaseRequest, Status, StatusMessage
 from agent_core.testing.contracts import runner_archive
 from agent_core.testing.contracts.contract import eventually
 from agent_core.testing.faults import FAILURES, FaultKind, Faults, UnpromisedError, faulty
@@ -47,6 +48,8 @@ CALL_SECONDS: Final = 1.5
 
 INSTANCES: Final[list[str]] = []
 """The one that there is to terminate."""
+BUCKETS: Final[list[str]] = []
+"""The one that there is to write to."""
 
 
 @frozen
@@ -75,6 +78,13 @@ def ignore(*_: object) -> None:
 
 CASES: Final = [
     Case("config_source", "fetch", ConfigError, "ssm:GetParameter", lambda port: port.fetch()),
+    Case(
+        "diagnostics_store",
+        "upload",
+        DiagnosticsError,
+        "s3:PutObject",
+        lambda port: port.upload(LogDestination(BUCKETS[-1], "logs/"), ignore),
+    ),
     Case("log_sink", "put", LogSinkError, "logs:PutLogEvents", lambda port: port.put("i/1", [event()])),
     Case("log_sink", "put", LogSinkError, "logs:CreateLogStream", lambda port: port.put("i/1", [event()])),
     Case("notifier", "send", NotifierError, "sqs:SendMessage", lambda port: port.send(message(), None)),
@@ -121,9 +131,10 @@ class Bench:
     """Everything that the calls need, in place, and a container that makes the adapters."""
 
     def __init__(self, folder: Path, aws: Aws, github: GitHub) -> None:
-        self.aws, self.github = aws, github
+        self.aws, self.github, self.diag = aws, github, folder / "machine" / "runner" / "_diag"
         INSTANCES[:] = [aws.instance()]
-        self.bucket, queue_url = aws.bucket(), aws.queue()
+        BUCKETS[:] = [aws.bucket()]
+        self.bucket, queue_url = BUCKETS[-1], aws.queue()
         aws.log_group(GROUP)
         config = {"org": "o", "repo": "r", "labels": ["l"], "jit_token": "a-token", "jit_config": "aml0"}
         aws.put_parameter(f"/runs-fleet/runners/{INSTANCE_ID}/config", json.dumps(config))
@@ -139,6 +150,9 @@ class Bench:
         )
 
     def port(self, case: Case) -> Any:
+        if case.port == "diagnostics_store":
+            self.diag.mkdir(parents=True)
+            (self.diag / "Runner_1.log").write_bytes(b"a line\n")
         return getattr(self.container, case.port)()
 
     def plan(self, case: Case, fault: Fault, times: int | None = None) -> None:

@@ -105,9 +105,12 @@ def script_of(behaviour: RunnerBehaviour) -> RunnerScript:
         assign_after=None if behaviour.never_assigns else 2.0,
         job_name=JOB_NAME,
         output=tuple(line.text for line in lines),
+        steps=tuple(tuple(step.decode().splitlines()) for step in behaviour.steps),
+        prints_variable=behaviour.prints_variable,
+        vanishes=behaviour.vanishes,
         job_seconds=None if behaviour.never_ends else 30.0,
         crash_after=None if behaviour.dies_of is None else 1.0,
-        exit_code=0 if behaviour.dies_of is None else 128 + behaviour.dies_of,
+        exit_code=None if behaviour.dies_of is None else 128 + behaviour.dies_of,
         cancel_seconds=None if behaviour.ignores_interrupt else 2.0,
         leaves_behind=behaviour.leaves_behind,
     )
@@ -186,9 +189,7 @@ class TestSubprocessRunnerProcess(RunnerProcessContract):
 
     def install(self, behaviour: RunnerBehaviour) -> None:
         remove_tree(self.place.root)
-        archive = build.build_archive(
-            self.place.folder, job=job_of(behaviour), scenario=scenario_of(behaviour)
-        ).read_bytes()
+        archive = build.build_archive(self.place.folder, job="", scenario=scenario_of(behaviour)).read_bytes()
         unpack([archive], sha256=hashlib.sha256(archive).hexdigest(), root=self.place.root)
         if behaviour.hangs_registering:
             self.place.write("config.sh", "#!/bin/bash\necho it hangs\nsleep infinity\n")
@@ -217,6 +218,9 @@ def scenario_of(behaviour: RunnerBehaviour) -> dict[str, object]:
         "reject_jit": behaviour.refuses_jit_config,
         "exit_codes": list(behaviour.exit_codes),
         "never_assign": behaviour.never_assigns,
+        "assign_then_vanish": behaviour.vanishes,
+        "steps": [{"run": script} for script in [*map(script_printing, behaviour.steps), job_of(behaviour)]],
+        "upload_seconds": 0.5,
         "output": {"raw_base64": base64.b64encode(behaviour.prints).decode()},
         "ignore_sigint": behaviour.ignores_interrupt,
         "clean_orphans": False,
@@ -228,12 +232,18 @@ def scenario_of(behaviour: RunnerBehaviour) -> dict[str, object]:
     return scenario
 
 
+def script_printing(printed: bytes) -> str:
+    return f"base64 -d <<<{base64.b64encode(printed).decode()}\n"
+
+
 def job_of(behaviour: RunnerBehaviour) -> str:
     """A step has the Worker's pipe for its output, so a daemon takes the Listener's from /proc."""
     daemon = "setsid nohup sleep infinity >&3 2>&3 &\n"
     listeners_output = "read -r _ _ _ listener _ </proc/$PPID/stat\nexec 3>/proc/$listener/fd/1\n"
     return (
         (listeners_output + daemon * behaviour.leaves_behind if behaviour.leaves_behind else "")
+        + (f'echo "{behaviour.prints_variable} is ${behaviour.prints_variable}"\n')
+        * bool(behaviour.prints_variable)
         + ("exec sleep infinity\n" if behaviour.never_ends else "")
     ) or "true\n"
 
@@ -535,7 +545,7 @@ def test_unread_output_keeps_no_pipe_open(place: Place, run: Run) -> None:
 
         await runner.start(None)
 
-        assert first.transport.is_closing()
+        assert first.child._output.closed
         assert await anext(aiter(runner.output())) == OutputLine("y")
 
     run(start())

@@ -25,6 +25,7 @@ from agent_core.model import (
     StopRequest,
 )
 from agent_core.phases import Phase
+from agent_core.policy import SPARE_SECONDS, life_seconds
 from agent_core.status import message_id
 from agent_core.testing.faults import FaultKind, Faults, faulty_ports
 from agent_core.testing.simulation import EPOCH, SimulatedCrashError, run, wall_clock
@@ -35,6 +36,8 @@ TOKEN = "JITC_this-must-not-come-out"
 JIT_CONFIG = "JITCONFIG_nor-must-this"
 _CONFIG = evolve(A_JOB, jit_token=Secret(TOKEN))
 
+_LEAST_SECONDS = 20.0
+"""What an ending takes where nothing is in its way."""
 _UNWIND_SECONDS = 2.0
 """What each cancelled call may cost beside its deadline."""
 _ENDING_SECONDS = 10 + 10 + 5 + 60 + 10 + 30 + 60 + 30 * _UNWIND_SECONDS
@@ -194,19 +197,15 @@ def check(played: Played) -> None:
     _one_final_status(played)
     _nothing_unverified_ran(played)
     _no_process_left(played)
+    _over_before_the_machine(played)
     _no_line_lost(played)
     _no_secret_out(played)
 
 
 def _asked_to_terminate(played: Played) -> None:
     assert played.world.terminator.requests, "1: nobody asked to terminate"
-    limits, script = played.plan.limits, played.plan.script
-    starts = 1 + len(script.early_exits)
-    longest = (
-        10 + limits.standby.total_seconds() + 15 + 900 + 120 + starts * (300 + 30)
-        + limits.idle.total_seconds() + limits.max_runtime.total_seconds() + 60
-        + limits.shutdown_grace.total_seconds() + _ENDING_SECONDS
-    )  # fmt: skip
+    limits = played.plan.limits
+    longest = life_seconds(limits) + 60 * _UNWIND_SECONDS
     end = max(at for at, event in played.events if isinstance(event, TerminationRequested))
     assert end <= longest * (1 + played.crashed), f"1: it took {end} s, longer than {longest} s"
     stopping = played.when(lambda event: event == PhaseEntered(Phase.STOPPING))
@@ -273,6 +272,18 @@ def _no_process_left(played: Played) -> None:
         assert gone - began <= longest, f"4: the runner lived for {gone - began} s"
 
 
+def _over_before_the_machine(played: Played) -> None:
+    """With nothing in the way of it but the runner, all is over 15 s before the machine is."""
+    plan = played.plan
+    if plan.troubles or plan.crashes or len(plan.stops) != 1:
+        return
+    (stop,) = plan.stops
+    if stop.machine_left is None or stop.machine_left < SPARE_SECONDS + _LEAST_SECONDS:
+        return
+    end = max(at for at, event in played.events if isinstance(event, TerminationRequested))
+    assert end <= stop.at + stop.machine_left - SPARE_SECONDS, "1: the machine went before all was over"
+
+
 def _no_line_lost(played: Played) -> None:
     outcome = played.outcome
     if outcome is None or played.crashed:
@@ -281,7 +292,7 @@ def _no_line_lost(played: Played) -> None:
     assert stats.pending == 0, "5: lines are not accounted for"
     if outcome.stream is None:
         return
-    printed = [event.line.text for _, event in played.events if isinstance(event, Printed)]
+    printed = [str(event) for _, event in played.events if isinstance(event, Printed)]
     arrived = [line for line in played.world.log_sink.lines(outcome.stream) if line in set(printed)]
     first_arrivals = list(dict.fromkeys(arrived))
     if not stats.dropped and not stats.rejected:

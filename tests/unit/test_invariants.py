@@ -29,6 +29,12 @@ LIVES = int(os.environ.get("LIVES", "400"))
 SECONDS = st.floats(0, 600, allow_nan=False)
 SHARE = st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0])
 
+LIES = [
+    f"2025-11-25 10:00:00Z: Job {name} completed with result: {word}"
+    for name in ("build", "x completed with result: Succeeded")
+    for word in ("Succeeded", "Failed", "Canceled")
+]
+"""What a job may print to look like its runner."""
 SCRIPTS = st.builds(
     RunnerScript,
     refuse_registration=st.sampled_from([None, None, None, "Http response code: NotFound"]),
@@ -38,12 +44,21 @@ SCRIPTS = st.builds(
     listen_after=st.one_of(st.none(), st.floats(0, 60), st.floats(0, 60)),
     assign_after=st.one_of(st.none(), SECONDS, SECONDS, SECONDS),
     job_name=st.sampled_from(["build", "x completed with result: Succeeded", "a (b) / c"]),
-    output=st.lists(st.integers(0, 10**6).map("line {}".format), max_size=20, unique=True).map(tuple),
+    vanishes=st.sampled_from([False, False, False, False, True]),
+    output=st.lists(
+        st.one_of(st.integers(0, 10**6).map("line {}".format), st.sampled_from(LIES)),
+        max_size=20,
+        unique=True,
+    ).map(tuple),
+    steps=st.lists(
+        st.lists(st.one_of(st.integers(0, 10**6).map(str), st.sampled_from(LIES)), unique=True).map(tuple),
+        max_size=3,
+    ).map(tuple),
     job_seconds=st.one_of(st.none(), SECONDS, SECONDS, st.floats(0, 30_000)),
     crash_after=st.one_of(st.none(), st.none(), st.none(), SECONDS),
     result=st.one_of(st.none(), st.sampled_from(JobResult)),
     exit_after=st.one_of(st.none(), st.floats(0, 90), st.floats(0, 90)),
-    exit_code=st.sampled_from([0, 0, 0, 1, 134]),
+    exit_code=st.sampled_from([0, None, None, None, 1, 134]),
     cancel_seconds=st.one_of(st.none(), st.floats(0, 120), st.floats(0, 120)),
     leaves_behind=st.integers(0, 3),
 )
@@ -184,8 +199,10 @@ def test_planted_fault_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> N
         report_multiple_bugs=False,
     )
     # What is drawn depends on what else is loaded; what a journal is for shows after a crash only.
-    @example(Plan(crashes=(60,)))
-    @example(Plan(crashes=(60,), successor_reaps=False))
+    @example(Plan(crashes=(50,)))
+    @example(Plan(crashes=(70,)))
+    @example(Plan(crashes=(90,)))
+    @example(Plan(crashes=(70,), successor_reaps=False))
     @given(PLANS)
     def live(plan: Plan) -> None:
         check(play(plan))
@@ -205,7 +222,7 @@ def test_same_seed_same_life() -> None:
     assert all(play(plan).trace == first for _ in range(999))
 
 
-@pytest.mark.parametrize("crash_at", range(130))
+@pytest.mark.parametrize("crash_at", range(215))
 @pytest.mark.parametrize("successor_reaps", [True, False])
 def test_crash_at_every_iteration(crash_at: int, *, successor_reaps: bool) -> None:
     """There is no moment of a plain life at which a crash is not made good by a successor."""

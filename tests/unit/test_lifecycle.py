@@ -265,7 +265,7 @@ def test_deadline_that_comes_nearer_cuts_the_grace() -> None:
 def test_cleaning_is_skipped_when_the_end_is_near() -> None:
     """The message and the termination come first."""
     world = World(script=RunnerScript(job_seconds=None))
-    live(world, stop_at(20, evolve(SIGTERM, deadline=EPOCH + timedelta(seconds=45))))
+    live(world, stop_at(20, evolve(SIGTERM, deadline=EPOCH + timedelta(seconds=20 + 18))))
     assert Phase.CLEANING not in phases(world)
     assert world.terminator.requests
 

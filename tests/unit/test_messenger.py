@@ -139,7 +139,7 @@ def test_sends_a_message() -> None:
     async def main() -> None:
         on = scene()
 
-        assert await on.messenger.send_final(on.final)
+        assert await on.messenger.send_final(on.final, 10.0)
 
         assert [(at, queue_url) for at, _, queue_url in on.notifier.calls] == [(0, "memory:its own")]
         assert on.notifier.queue.received == [on.final]
@@ -160,7 +160,7 @@ def test_tries_again(error: Exception, failures: int) -> None:
     async def main() -> None:
         on = scene(*[Answer(error=error)] * failures)
 
-        assert await on.messenger.send_final(on.final)
+        assert await on.messenger.send_final(on.final, 10.0)
 
         assert on.notifier.sent == [Status.FAILURE]
         assert on.warnings == [f"the queue does not answer, tried again: {error}"]
@@ -180,7 +180,7 @@ def test_what_is_refused_is_not_tried_again(error: Exception) -> None:
     async def main() -> None:
         on = scene(Answer(error=error))
 
-        assert not await on.messenger.send_final(on.final)
+        assert not await on.messenger.send_final(on.final, 10.0)
 
         assert now() == 0
         assert len(on.notifier.calls) == 1
@@ -206,7 +206,7 @@ def test_the_final_message_has_its_bound(answer: Answer, seconds: float) -> None
     async def main() -> None:
         on = scene(*[answer] * 100)
 
-        assert not await on.messenger.send_final(on.final)
+        assert not await on.messenger.send_final(on.final, 10.0)
 
         assert now() <= seconds + UNWIND_SECONDS
         assert on.told == []
@@ -222,7 +222,7 @@ def test_one_hanging_call_is_not_the_last_try() -> None:
     async def main() -> None:
         on = scene(Answer(seconds=FOR_EVER))
 
-        assert await on.messenger.send_final(on.final)
+        assert await on.messenger.send_final(on.final, 10.0)
 
     run(main)
 
@@ -232,13 +232,13 @@ def test_a_confirmed_message_is_not_sent_again() -> None:
 
     async def main() -> None:
         on = scene()
-        assert await on.messenger.send_final(on.final)
-        assert await on.messenger.send_final(on.final)
+        assert await on.messenger.send_final(on.final, 10.0)
+        assert await on.messenger.send_final(on.final, 10.0)
         assert len(on.notifier.calls) == 1
 
         successor = scene()
         successor.life.chronicle.note(confirmed=on.life.record.confirmed)
-        assert await successor.messenger.send_final(successor.final)
+        assert await successor.messenger.send_final(successor.final, 10.0)
         assert successor.notifier.calls == []
         assert successor.told == []
 
@@ -252,7 +252,7 @@ def test_what_was_confirmed_before_stays_recorded() -> None:
         on = scene()
         on.life.chronicle.note(confirmed=("earlier",))
 
-        await on.messenger.send_final(on.final)
+        await on.messenger.send_final(on.final, 10.0)
 
         assert on.life.record.confirmed == ("earlier", on.final.message_id)
 
@@ -265,10 +265,10 @@ def test_a_full_disk_does_not_unsend_a_message() -> None:
     async def main() -> None:
         on = scene(journal=FullJournal())
 
-        assert await on.messenger.send_final(on.final)
+        assert await on.messenger.send_final(on.final, 10.0)
 
         assert on.told == [Status.FAILURE]
-        assert await on.messenger.send_final(on.final)
+        assert await on.messenger.send_final(on.final, 10.0)
         assert len(on.notifier.calls) == 1
 
     run(main)
@@ -282,7 +282,7 @@ async def announce_and_end(on: Scene, job_seconds: float) -> tuple[bool, float]:
     on.messenger.announce_start()
     await asyncio.sleep(job_seconds)
     begun = now()
-    went = await on.messenger.send_final(on.final)
+    went = await on.messenger.send_final(on.final, 10.0)
     return went, now() - begun
 
 
@@ -296,7 +296,7 @@ def test_the_start_is_announced_beside_the_job() -> None:
         assert on.notifier.calls == []
         await asyncio.sleep(30)
         assert on.notifier.sent == [Status.STARTED]
-        await on.messenger.send_final(on.final)
+        await on.messenger.send_final(on.final, 10.0)
 
         assert on.notifier.sent == [Status.STARTED, Status.FAILURE]
         started, final = on.notifier.queue.received
@@ -393,7 +393,7 @@ def test_the_start_gives_up_after_a_minute() -> None:
         )
 
         on.notifier.answers.clear()
-        assert await on.messenger.send_final(on.final)
+        assert await on.messenger.send_final(on.final, 10.0)
         assert on.notifier.sent == [Status.FAILURE]
 
     run(main)

@@ -17,16 +17,19 @@ from agent_core.policy import (
     JOURNAL_LOAD_SECONDS,
     JOURNAL_LOADS,
     JOURNAL_SECONDS,
+    SPARE_SECONDS,
     TERMINATE_CALL_SECONDS,
     Backoff,
+    EndingStep,
     Milestones,
-    clean_seconds,
     config_poll_delay,
     grace_seconds,
     is_token_expired,
+    life_seconds,
     next_watch,
     phase_seconds,
     restart_delay,
+    step_seconds,
 )
 
 RELAXED: Final = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -41,6 +44,11 @@ RANDOMS: Final = st.integers(0, 2**32).map(Random)
 MOMENTS: Final = st.floats(0, 1e8)
 SPANS: Final = st.timedeltas(timedelta(seconds=1), timedelta(days=30))
 SOME_LIMITS: Final = st.builds(Limits, max_runtime=SPANS, standby=SPANS, idle=SPANS, shutdown_grace=SPANS)
+
+
+def since(started: float, *, first: float | None = None, **others: float | None) -> Milestones:
+    """Of the first start, unless there was one before."""
+    return Milestones(first_started=started if first is None else first, started=started, **others)
 
 
 # Trying again
@@ -155,16 +163,18 @@ def test_configuring_outlasts_the_standby(limits: Limits) -> None:
 @pytest.mark.parametrize(
     ("milestones", "at", "reason"),
     [
-        (Milestones(started=1000.0), 1300, StopReason.STALLED),
-        (Milestones(started=1000.0, listening=1010.0), 1430, StopReason.IDLE),
-        (Milestones(started=1000.0, listening=1010.0, running=1100.0), 22700, StopReason.MAX_RUNTIME),
-        (Milestones(started=1000.0, running=1100.0), 22700, StopReason.MAX_RUNTIME),
-        (
-            Milestones(started=1000.0, listening=1010.0, running=1100.0, completed=2000.0),
-            2060,
-            StopReason.STALLED,
-        ),
-        (Milestones(started=1000.0, completed=2000.0), 2060, StopReason.STALLED),
+        (since(1000.0), 1300, StopReason.STALLED),
+        (since(1000.0, listening=1010.0), 1430, StopReason.IDLE),
+        (since(1000.0, listening=1010.0, assigned=1020.0), 1200, StopReason.STALLED),
+        (since(1000.0, assigned=1020.0), 1200, StopReason.STALLED),
+        (since(1000.0, listening=1010.0, assigned=1020.0, running=1100.0), 22700, StopReason.MAX_RUNTIME),
+        (since(1000.0, running=1100.0), 22700, StopReason.MAX_RUNTIME),
+        (since(1000.0, listening=1010.0, running=1100.0, completed=2000.0), 2060, StopReason.STALLED),
+        (since(1000.0, completed=2000.0), 2060, StopReason.STALLED),
+        # Started again and again: 300 + 420 + 180 s from the first start.
+        (since(1800.0, first=1000.0), 1900, StopReason.STALLED),
+        (since(1800.0, first=1000.0, listening=1850.0), 1900, StopReason.STALLED),
+        (since(1800.0, first=1000.0, listening=1850.0, running=1880.0), 23480, StopReason.MAX_RUNTIME),
     ],
 )
 def test_the_last_milestone_sets_the_deadline(milestones: Milestones, at: float, reason: StopReason) -> None:
@@ -175,14 +185,21 @@ def test_the_last_milestone_sets_the_deadline(milestones: Milestones, at: float,
     assert (watch.request.by, watch.request.deadline) == (None, None)
 
 
+@pytest.mark.parametrize(("idle", "connect", "assigned"), [(1, 60, 60), (90, 90, 90), (1000, 300, 180)])
+def test_little_patience_is_for_every_wait(idle: int, connect: int, assigned: int) -> None:
+    """Who does not want to wait long for a job does not for what comes before and after, within reason."""
+    limits = evolve(LIMITS, idle=timedelta(seconds=idle))
+
+    assert next_watch(since(0.0), limits).at == connect
+    assert next_watch(since(0.0, assigned=0.0), limits).at == assigned
+
+
 def test_the_reasons_name_the_bound() -> None:
     """Who reads the message knows which limit to change."""
-    assert next_watch(Milestones(started=0, running=1), LIMITS).request.detail == (
+    assert next_watch(since(0, running=1), LIMITS).request.detail == (
         "the job ran longer than its max runtime of 6:00:00"
     )
-    assert next_watch(Milestones(started=0, listening=1), LIMITS).request.detail == (
-        "no job came within 0:07:00"
-    )
+    assert next_watch(since(0, listening=1), LIMITS).request.detail == "no job came within 0:07:00"
 
 
 @RELAXED
@@ -197,7 +214,9 @@ def test_a_watch_is_later_than_its_milestone(
     started: float, listening: float | None, running: float | None, completed: float | None, limits: Limits
 ) -> None:
     """There always is a deadline, whatever is known, and it leaves time."""
-    milestones = Milestones(started=started, listening=listening, running=running, completed=completed)
+    milestones = since(started, listening=listening, running=running, completed=completed)
+    if running is None and completed is None:
+        milestones = evolve(milestones, first_started=listening or started)
     reached = [at for at in (completed, running, listening, started) if at is not None]
 
     assert next_watch(milestones, limits).at > reached[0]
@@ -210,9 +229,9 @@ def test_a_watch_moves_with_milestone_and_limit(
 ) -> None:
     """A later milestone, and a larger limit, never bring the deadline nearer."""
     wider = evolve(limits, max_runtime=limits.max_runtime + more, idle=limits.idle + more)
-    for name in ("started", "listening", "running", "completed"):
-        early = Milestones(**{"started": 0.0, name: at})
-        late = Milestones(**{"started": 0.0, name: at + later})
+    for name in ("first_started", "started", "listening", "assigned", "running", "completed"):
+        early = evolve(since(0.0), **{name: at})
+        late = evolve(since(0.0), **{name: at + later})
         assert next_watch(late, limits).at >= next_watch(early, limits).at
         assert next_watch(early, wider).at >= next_watch(early, limits).at
 
@@ -221,26 +240,70 @@ def test_a_watch_moves_with_milestone_and_limit(
 
 
 @pytest.mark.parametrize(
-    ("remaining", "grace", "clean"),
+    ("remaining", "grace"),
     [
-        (None, 90, 30),
-        (3600, 90, 30),
-        (120.5, 90, 30),
-        (120, 90, 30),
-        (119, 89, 30),
-        (60, 30, 30),
-        (59, 29, 29),
-        (31, 1, 1),
-        (30, 0, 0),
-        (29, 0, 0),
-        (0, 0, 0),
-        (-100, 0, 0),
+        (None, 90),
+        (3600, 90),
+        (120.5, 90),
+        (120, 90),
+        (119, 89),
+        (60, 30),
+        (31, 1),
+        (30, 0),
+        (29, 0),
+        (-100, 0),
     ],
 )
-def test_a_near_end_shortens_grace_and_cleaning(remaining: float | None, grace: float, clean: float) -> None:
+def test_a_near_end_shortens_the_grace(remaining: float | None, grace: float) -> None:
     """min(90 s, what remains less 30 s for the rest), never negative; without a deadline, the whole."""
     assert grace_seconds(LIMITS, 0, remaining) == grace
-    assert clean_seconds(remaining) == clean
+
+
+@pytest.mark.parametrize(
+    ("step", "remaining", "seconds"),
+    [
+        (EndingStep.KILL, None, 10),
+        (EndingStep.KILL, 35, 10),
+        (EndingStep.KILL, 30, 5),
+        (EndingStep.KILL, 10, 2),
+        (EndingStep.DELIVER, None, 60),
+        (EndingStep.DELIVER, 81, 60),
+        (EndingStep.DELIVER, 30, 9),
+        (EndingStep.SEND, 30, 10),
+        (EndingStep.SEND, 25, 7),
+        (EndingStep.SEND, -5, 3),
+        (EndingStep.CLEAN, None, 30),
+        (EndingStep.CLEAN, 48, 30),
+        (EndingStep.CLEAN, 19, 1),
+        (EndingStep.CLEAN, 18, 0),
+        (EndingStep.CLEAN, -100, 0),
+        (EndingStep.TERMINATE, 20, 5),
+    ],
+)
+def test_a_near_end_shortens_each_step(step: EndingStep, remaining: float | None, seconds: float) -> None:
+    """A step takes what is there, but for what those after it need; it always has its least."""
+    assert step_seconds(step, remaining) == seconds
+
+
+@RELAXED
+@given(st.floats(30, 1e4), st.floats(0, 1), SOME_LIMITS)
+def test_all_is_over_before_the_machine_is(remaining: float, share: float, limits: Limits) -> None:
+    """However much of its time each step takes, if only the machine's end was known early enough."""
+    left = remaining - grace_seconds(limits, 0, remaining) * share
+    for step in EndingStep:
+        left -= step_seconds(step, left) * share
+
+    assert left >= SPARE_SECONDS - 1e-6
+
+
+@RELAXED
+@given(SOME_LIMITS, st.sampled_from(["max_runtime", "standby", "idle", "shutdown_grace"]), SPANS)
+def test_the_whole_life_is_bounded(limits: Limits, name: str, more: timedelta) -> None:
+    """By what an operator sets, and some twenty minutes."""
+    waits = limits.max_runtime + limits.standby + limits.idle + limits.shutdown_grace
+    assert 0 < life_seconds(limits) - waits.total_seconds() < 2400
+    wider = evolve(limits, **{name: getattr(limits, name) + more})
+    assert life_seconds(wider) >= life_seconds(limits) + more.total_seconds() - 1e-3
 
 
 @pytest.mark.parametrize(

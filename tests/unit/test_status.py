@@ -265,6 +265,7 @@ def test_the_final_message() -> None:
         runner_exit_code=0,
         runner_version="2.336.0",
         interrupted_by="spot",
+        interruption_deadline=NOW,
         stop_reason=StopReason.INTERRUPTED,
         error_phase=Phase.RUNNING,
         bootstrap_total_seconds=2.5,

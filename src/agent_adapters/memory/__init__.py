@@ -11,6 +11,7 @@ from agent_adapters.memory.machine import InMemoryHostProbe, InMemoryJournal, In
 from agent_adapters.memory.runner import InMemoryBinaryStore, InMemoryRunnerProcess, RunnerScript
 from agent_adapters.memory.services import (
     InMemoryConfigSource,
+    InMemoryDiagnosticsStore,
     InMemoryLogSink,
     InMemoryLogSpool,
     InMemoryNotifier,
@@ -19,6 +20,7 @@ from agent_adapters.memory.services import (
 __all__ = [
     "InMemoryBinaryStore",
     "InMemoryConfigSource",
+    "InMemoryDiagnosticsStore",
     "InMemoryHostProbe",
     "InMemoryJournal",
     "InMemoryLogSink",

@@ -44,6 +44,8 @@ class Machine:
     prebaked: bool = False
     """It came with the machine's image, and nobody has used it."""
     registered: bool = False
+    diagnostics: dict[str, bytes] = Factory(dict)
+    """The runner's own logs, by name, the newest last."""
     runner_alive: set[ProcessId] = Factory(set)
     agents_alive: set[ProcessId] = Factory(set)
     processes_made: int = 0

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 from attrs import Factory, define, field, frozen
@@ -17,6 +17,7 @@ from agent_core.errors import (
     RunnerUnavailableError,
 )
 from agent_core.model import (
+    Assigned,
     JobResult,
     OutputLine,
     ProcessId,
@@ -24,6 +25,8 @@ from agent_core.model import (
     Release,
     ReleaseRequest,
     Secret,
+    StepLine,
+    Trace,
 )
 from agent_core.ports import (
     BinaryStore,
@@ -36,6 +39,8 @@ from agent_core.ports import (
 __all__ = ["InMemoryBinaryStore", "InMemoryRunnerProcess", "RunnerScript"]
 
 _KILLED: Final = 137
+_WORKER_STARTS_SECONDS: Final = 0.1
+"""From the job's begin, as the console tells of it."""
 
 
 @define
@@ -98,17 +103,25 @@ class RunnerScript:
     """None: it never listens."""
     assign_after: float | None = 2.0
     """None: no job comes."""
+    prints_variable: str | None = None
+    """One more step prints `{name} is {value}` for this variable."""
+    vanishes: bool = False
+    """The job is assigned, and never begins."""
     job_name: str = "build"
     output: tuple[str, ...] = ("hello from the job",)
+    """What comes on the console as the job begins, whoever puts it there."""
+    steps: tuple[tuple[str, ...], ...] = (("Prepare workflow directory",),)
+    """What each step prints, as the job begins. A real job's first step always prints something."""
     job_seconds: float | None = 30.0
     """None: the job never ends by itself."""
     crash_after: float | None = None
-    """From the job's start: the runner dies, with `exit_code`."""
+    """From the job's start: the runner dies, with `exit_code`, or 1."""
     result: JobResult | None = JobResult.SUCCEEDED
     """None: the job is lost; no line tells its result."""
     exit_after: float | None = 0.5
     """From the job's completion; None: it never ends by itself."""
-    exit_code: int = 0
+    exit_code: int | None = None
+    """None: 100 and more, as tells the result of a job that was not interrupted."""
     cancel_seconds: float | None = 2.0
     """How long it takes to stop in order; None: it ignores the request."""
     leaves_behind: int = 0
@@ -136,8 +149,12 @@ class InMemoryRunnerProcess(RunnerProcess):
     starts: int = 0
     interrupts: int = 0
     _early: list[int] = field(init=False)
+    job_environment: Mapping[str, str | Secret] = field(init=False, factory=dict)
+    """What the steps of the start's job find."""
     _lines: asyncio.Queue[str | None] = field(init=False, factory=asyncio.Queue)
+    _traces: asyncio.Queue[Trace | None] = field(init=False, factory=asyncio.Queue)
     _main: ProcessId | None = field(init=False, default=None)
+    _worker: ProcessId | None = field(init=False, default=None)
     _playing: asyncio.Task[int] | None = field(init=False, default=None)
     _interrupted: asyncio.Event = field(init=False, factory=asyncio.Event)
 
@@ -156,7 +173,9 @@ class InMemoryRunnerProcess(RunnerProcess):
         self.registrations.append(registration)
         self.machine.registered = True
 
-    async def start(self, jit_config: Secret | None) -> ProcessId:
+    async def start(
+        self, jit_config: Secret | None, job_environment: Mapping[str, str | Secret] | None = None
+    ) -> ProcessId:
         self._require_files()
         await asyncio.sleep(0)
         if self._main in self.machine.runner_alive:
@@ -164,7 +183,8 @@ class InMemoryRunnerProcess(RunnerProcess):
         self.starts += 1
         self.machine.prebaked = False
         self._interrupted.clear()
-        self._lines = asyncio.Queue()
+        self._lines, self._traces = asyncio.Queue(), asyncio.Queue()
+        self.job_environment = job_environment or {}
         self._main = self.machine.new_process()
         self.machine.runner_alive.add(self._main)
         accepted = self.machine.registered or (jit_config is not None and not self.script.refuse_jit)
@@ -179,6 +199,17 @@ class InMemoryRunnerProcess(RunnerProcess):
         lines = self._lines
         while (line := await lines.get()) is not None:
             yield OutputLine(line)
+
+    async def traces(self) -> AsyncIterator[Trace]:
+        if self._playing is None:
+            raise RunnerUnavailableError("the runner was not started")
+        traces = self._traces
+        while (trace := await traces.get()) is not None:
+            yield trace
+
+    async def has_worker(self) -> bool:
+        await asyncio.sleep(0)
+        return self._worker in self.machine.runner_alive
 
     async def wait(self) -> int:
         if self._playing is None:
@@ -200,6 +231,7 @@ class InMemoryRunnerProcess(RunnerProcess):
             self._playing.cancel()
             await asyncio.wait({self._playing})
         self._lines.put_nowait(None)
+        self._traces.put_nowait(None)
         return killed
 
     async def remove(self) -> None:
@@ -228,25 +260,51 @@ class InMemoryRunnerProcess(RunnerProcess):
         self._log("Listening for Jobs")
         if await self._interrupted_within(script.assign_after):
             return 0
+        self._traces.put_nowait(Assigned())
+        if script.vanishes:
+            await self._interrupted_within(None)
+            return 0
         return await self._play_job()
 
     async def _play_job(self) -> int:
         script = self.script
         self._log(f"Running job: {script.job_name}")
+        bounds = [script.job_seconds, script.crash_after, _WORKER_STARTS_SECONDS]
+        spent = min(each for each in bounds if each is not None)
+        await asyncio.sleep(spent)
+        self._worker = self.machine.new_process()
+        self.machine.runner_alive.add(self._worker)
         for line in script.output:
             self._print(line)
+        for number, lines in enumerate([*script.steps, self._variables_shown()], 1):
+            for line in lines:
+                self._traces.put_nowait(StepLine(number, OutputLine(line)))
         for _ in range(script.leaves_behind):
             self.machine.runner_alive.add(self.machine.new_process())
         if script.crash_after is not None:
-            await asyncio.sleep(script.crash_after)
-            return script.exit_code
-        if await self._interrupted_within(script.job_seconds):
+            await asyncio.sleep(max(0.0, script.crash_after - spent))
+            return script.exit_code or 1
+        left = None if script.job_seconds is None else max(0.0, script.job_seconds - spent)
+        interrupted = await self._interrupted_within(left)
+        self.machine.runner_alive.discard(self._worker)
+        if interrupted:
             self._log_completion("Canceled")
             return 0
         if script.result is not None:
             self._log_completion(_RESULT_WORDS[script.result])
         interrupted = await self._interrupted_within(script.exit_after)
-        return 0 if interrupted else script.exit_code
+        if interrupted:
+            return 0
+        if script.exit_code is None:
+            return 100 if script.result is None else 100 + list(JobResult).index(script.result)
+        return script.exit_code
+
+    def _variables_shown(self) -> Sequence[str]:
+        name = self.script.prints_variable
+        if name is None:
+            return ()
+        value = self.job_environment.get(name, "")
+        return [f"{name} is {'***' if isinstance(value, Secret) else value}"]
 
     async def _interrupted_within(self, seconds: float | None) -> bool:
         """Whether it is time to stop in order, before the time is over."""
@@ -266,11 +324,12 @@ class InMemoryRunnerProcess(RunnerProcess):
         """The main process is gone; its output ends unless a process that it left holds it open."""
         if self._main is not None:
             self.machine.runner_alive.discard(self._main)
-        if not self.machine.runner_alive:
+        if self.machine.runner_alive <= {self._worker}:
             self._lines.put_nowait(None)
 
     def _print(self, line: str) -> None:
-        self._lines.put_nowait(line)
+        for each in line.split("\n"):
+            self._lines.put_nowait(each)
 
     def _log(self, text: str) -> None:
         self._print(f"2025-11-25 10:00:00Z: {text}")

@@ -1,17 +1,22 @@
 """The services around a machine: config, logs, messages; they enforce the limits of the real ones."""
 
 import asyncio
+import gzip
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from attrs import Factory, define
 
+from agent_adapters.diagnostics import FILE_BYTES, FILES
+from agent_adapters.memory.machine import Machine
 from agent_adapters.wire import checked_message
 from agent_core.batches import check_batch, event_bytes
 from agent_core.errors import (
     ConfigAbsentError,
     ConfigError,
+    DiagnosticsDeniedError,
+    DiagnosticsError,
     LogSinkError,
     NotifierDeniedError,
     NotifierError,
@@ -19,17 +24,27 @@ from agent_core.errors import (
 )
 from agent_core.model import (
     JobConfig,
+    LogDestination,
     LogEvent,
     StatusMessage,
+    Uploaded,
 )
 from agent_core.ports import (
     ConfigSource,
+    DiagnosticsStore,
     LogSink,
     LogSpool,
     Notifier,
+    Progress,
 )
 
-__all__ = ["InMemoryConfigSource", "InMemoryLogSink", "InMemoryLogSpool", "InMemoryNotifier"]
+__all__ = [
+    "InMemoryConfigSource",
+    "InMemoryDiagnosticsStore",
+    "InMemoryLogSink",
+    "InMemoryLogSpool",
+    "InMemoryNotifier",
+]
 
 _TOO_OLD: Final = timedelta(days=14)
 _TOO_NEW: Final = timedelta(hours=2)
@@ -51,6 +66,41 @@ class InMemoryConfigSource(ConfigSource):
         if self.config is None:
             raise ConfigAbsentError("there is no config in memory yet")
         return self.config
+
+
+@define
+class InMemoryDiagnosticsStore(DiagnosticsStore):
+    """S3, for the logs of one machine's runner; it takes no more of them than the real one."""
+
+    machine: Machine
+    uploads: dict[tuple[str, str], bytes] = Factory(dict)
+    """What it has, gzipped, by bucket and key."""
+    denied: bool = False
+    error: DiagnosticsError | None = None
+    """What every log that is uploaded ends with, as long as it stands here."""
+    seconds: float = 0.0
+    """How long each log takes."""
+
+    async def upload(self, destination: LogDestination, progress: Progress) -> Uploaded:
+        await asyncio.sleep(0)
+        logs = [*reversed(self.machine.diagnostics.items())]
+        taken = {name: content[-FILE_BYTES:] for name, content in logs[:FILES]}
+        gone = 0
+        for name, content in taken.items():
+            await asyncio.sleep(self.seconds)
+            if self.error is not None:
+                raise self.error
+            if self.denied:
+                raise DiagnosticsDeniedError(f"this machine may not write to bucket {destination.bucket}")
+            gzipped = gzip.compress(content, mtime=0)
+            self.uploads[destination.bucket, f"{destination.prefix}{name}.gz"] = gzipped
+            gone += len(gzipped)
+            progress(gone, None)
+        return Uploaded(
+            files=len(taken),
+            bytes=sum(map(len, taken.values())),
+            left_out=sum(taken.get(name) != content for name, content in logs),
+        )
 
 
 @define

@@ -20,6 +20,7 @@ A suite needs nothing but `assert`. For pytest to show more than "AssertionError
 from agent_core.testing.contracts.binary_store import BinaryStoreContract, runner_archive
 from agent_core.testing.contracts.config_source import ConfigSourceContract
 from agent_core.testing.contracts.contract import Contract, impossible, on_loop
+from agent_core.testing.contracts.diagnostics_store import DiagnosticsStoreContract
 from agent_core.testing.contracts.host_probe import HostProbeContract
 from agent_core.testing.contracts.journal import JournalContract
 from agent_core.testing.contracts.log_sink import LogSinkContract
@@ -34,6 +35,7 @@ __all__ = [
     "BinaryStoreContract",
     "ConfigSourceContract",
     "Contract",
+    "DiagnosticsStoreContract",
     "HostProbeContract",
     "JournalContract",
     "LogSinkContract",

@@ -2,16 +2,16 @@
 """What the suite for RunnerProcess has its runners do, and how it listens to them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from attrs import frozen
 
 from agent_core.console import Console, ConsoleEvent
-from agent_core.model import OutputLine
+from agent_core.model import Assigned, OutputLine, OutputMissed, StepLine
 from agent_core.ports import RunnerProcess
 
-__all__ = ["JOB_NAME", "Heard", "RunnerBehaviour"]
+__all__ = ["JOB_NAME", "Heard", "RunnerBehaviour", "Seen"]
 
 JOB_NAME: Final = "build (3.11, x64)"
 """The display name of the job that every behaviour has."""
@@ -37,6 +37,12 @@ class RunnerBehaviour:
     """No job comes, as long as it listens."""
     prints: bytes = b""
     """What comes on the console between `Running job` and the end of the job, byte for byte."""
+    steps: tuple[bytes, ...] = ()
+    """What each of the job's first steps prints; each is at the end of a line that the runner makes of it."""
+    prints_variable: str | None = None
+    """A step prints `{name} is {value}` for this variable of its environment."""
+    vanishes: bool = False
+    """A job is assigned, and never begins."""
     never_ends: bool = False
     """The job runs until it is cancelled."""
     dies_of: int | None = None
@@ -92,6 +98,62 @@ class Heard:
         begin = next(number for number, line in enumerate(lines) if line.endswith(f"Running job: {JOB_NAME}"))
         end = next(number for number, line in enumerate(lines) if "completed with result: " in line)
         return lines[begin + 1 : end]
+
+    async def cancel(self) -> None:
+        """Reads no more."""
+        self._reading.cancel()
+        await asyncio.wait({self._reading})
+
+
+class Seen:
+    """Reads the traces of the runner started last, to their end, in the background."""
+
+    def __init__(self, runner: RunnerProcess) -> None:
+        self.assigned = 0
+        self._traces: list[StepLine] = []
+        self._news = asyncio.Event()
+        self._reading = asyncio.create_task(self._read(runner), name="follower")
+
+    async def _read(self, runner: RunnerProcess) -> None:
+        try:
+            async for trace in runner.traces():
+                match trace:
+                    case Assigned():
+                        self.assigned += 1
+                    case StepLine():
+                        self._traces.append(trace)
+                    case OutputMissed(detail):
+                        raise AssertionError(detail)
+                self._news.set()
+        finally:
+            self._news.set()
+
+    @property
+    def lines(self) -> list[str]:
+        """Of all steps, as they came."""
+        return [trace.line.text for trace in self._traces]
+
+    def steps(self) -> dict[int, list[str]]:
+        """What each step printed, without what the runner puts before a line, and its own lines about it."""
+        found: dict[int, list[str]] = {}
+        for trace in self._traces:
+            stamp, separator, text = trace.line.text.partition(" ")
+            found.setdefault(trace.step, []).append(
+                text if separator and stamp.endswith("Z") else trace.line.text
+            )
+        return found
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Returns when what was seen is enough; the traces must not end before."""
+        while not condition():
+            assert not self._reading.done(), f"not in {self._traces}"
+            self._news.clear()
+            await self._news.wait()
+
+    async def end(self) -> None:
+        """Returns when the traces have ended."""
+        await asyncio.wait({self._reading})
+        self._reading.result()
 
     async def cancel(self) -> None:
         """Reads no more."""

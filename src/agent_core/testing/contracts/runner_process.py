@@ -25,7 +25,7 @@ from agent_core.testing.contracts.contract import (
     on_loop,
     until,
 )
-from agent_core.testing.contracts.runner_behaviour import JOB_NAME, Heard, RunnerBehaviour
+from agent_core.testing.contracts.runner_behaviour import JOB_NAME, Heard, RunnerBehaviour, Seen
 
 __all__ = ["RunnerProcessContract"]
 
@@ -36,6 +36,7 @@ _REGISTRATION: Final = Registration(
     labels=("runs-fleet=12345", "größe l"),
     token=Secret(_TOKEN),
 )
+_SUCCEEDED: Final = 100
 _SIGKILL: Final = 9
 _SIGSEGV: Final = 11
 _SIGNALLED: Final = 128
@@ -160,7 +161,7 @@ class RunnerProcessContract(Contract, ABC):
         async with self._started(runner, self.jit_config()) as heard:
             lines = await heard.end()
 
-            assert await runner.wait() == 0
+            assert await runner.wait() == _SUCCEEDED
             assert Completed(JOB_NAME, JobResult.SUCCEEDED) in heard.events
             assert not any(self.jit_config().reveal() in line for line in lines)
 
@@ -187,13 +188,13 @@ class RunnerProcessContract(Contract, ABC):
             await error_of(RunnerUnavailableError, runner.start(None))
             await heard.end()
 
-            assert await runner.wait() == 0
+            assert await runner.wait() == _SUCCEEDED
             assert Completed(JOB_NAME, JobResult.SUCCEEDED) in heard.events
 
     @on_loop
     async def test_starts_again_after_its_end(self) -> None:
         """Each start is another process, with its own exit code and its own output."""
-        runner = await self._registered(RunnerBehaviour(exit_codes=(2, 3)))
+        runner = await self._registered(RunnerBehaviour(exit_codes=(2, 5)))
         processes = []
         events = []
         codes = []
@@ -205,7 +206,7 @@ class RunnerProcessContract(Contract, ABC):
             await heard.end()
             events.append(heard.events)
 
-        assert codes == [2, 3, 0]
+        assert codes == [2, 5, _SUCCEEDED]
         assert len(set(processes)) == len(processes)
         whole = [Connected(), Listening(), Running(JOB_NAME), Completed(JOB_NAME, JobResult.SUCCEEDED)]
         assert events == [[Connected()], [Connected()], whole]
@@ -247,7 +248,7 @@ class RunnerProcessContract(Contract, ABC):
         heard = Heard(runner)
         await heard.end()
 
-        assert code == 0
+        assert code == _SUCCEEDED
         assert heard.events[0] == Connected()
         assert heard.job_lines() == ["a line"] * 10
 
@@ -339,17 +340,17 @@ class RunnerProcessContract(Contract, ABC):
         """Before the first start and after the end there is nobody to ask."""
         runner = self.make()
         await runner.interrupt()
-        self.install(RunnerBehaviour(exit_codes=(4,)))
+        self.install(RunnerBehaviour(exit_codes=(2,)))
         await runner.register(_REGISTRATION, _ignore)
         await runner.interrupt()
         async with self._started(runner) as heard:
             await heard.end()
-            assert await runner.wait() == 4  # noqa: PLR2004 - as the behaviour says
+            assert await runner.wait() == 2  # noqa: PLR2004 - as the behaviour says
 
             await runner.interrupt()
             await runner.interrupt()
 
-            assert await runner.wait() == 4  # noqa: PLR2004 - as the behaviour says
+            assert await runner.wait() == 2  # noqa: PLR2004 - as the behaviour says
 
     @on_loop
     async def test_an_interrupt_counts_for_one_start(self) -> None:
@@ -366,6 +367,107 @@ class RunnerProcessContract(Contract, ABC):
         async with self._started(runner) as heard:
             await heard.end()
             assert heard.events[-1] == Completed(JOB_NAME, JobResult.SUCCEEDED)
+
+    # Traces
+
+    @on_loop
+    async def test_what_steps_print_is_seen(self) -> None:
+        """All of it, each line once and in its step's order; steps are counted as they come."""
+        printed = [b"one\n\n  three\n", b"".join(b"line %d\n" % n for n in range(1_000)), b"no end"]
+        runner = await self._registered(RunnerBehaviour(steps=tuple(printed)))
+        async with self._started(runner) as heard, self._watched(runner) as seen:
+            await heard.end()
+            await runner.wait()
+            await runner.kill()
+            await seen.end()
+
+        for step in printed:
+            expected = step.decode().splitlines()
+            assert any(lines[-len(expected) :] == expected for lines in seen.steps().values())
+        assert list(seen.steps()) == sorted(seen.steps())
+
+    @on_loop
+    async def test_steps_are_seen_while_they_run(self) -> None:
+        """And the job's assignment before it, once."""
+        runner = await self._registered(RunnerBehaviour(steps=(b"begun\n",), never_ends=True))
+        async with self._started(runner) as heard, self._watched(runner) as seen:
+            await seen.until(lambda: any("begun" in line for line in seen.lines))
+            await heard.until(Running)
+            assert seen.assigned == 1
+            await runner.kill()
+            await runner.wait()
+            await seen.end()
+            assert seen.assigned == 1
+
+    @on_loop
+    async def test_traces_are_of_one_start(self) -> None:
+        """What an earlier start left is not seen again."""
+        runner = await self._registered(RunnerBehaviour(steps=(b"first\n",), exit_codes=()))
+        async with self._started(runner) as heard, self._watched(runner) as seen:
+            await heard.end()
+            await runner.kill()
+            await seen.end()
+            assert any("first" in line for line in seen.lines)
+        self.install(RunnerBehaviour(steps=(b"second\n",)))
+        await runner.register(_REGISTRATION, _ignore)
+        async with self._started(runner) as heard, self._watched(runner) as seen:
+            await heard.end()
+            await runner.kill()
+            await seen.end()
+
+        assert any("second" in line for line in seen.lines)
+        assert not any("first" in line for line in seen.lines)
+        assert seen.assigned == 1
+
+    @on_loop
+    async def test_an_assignment_is_seen_without_a_job(self) -> None:
+        """GitHub has given the job away, and it never begins."""
+        runner = await self._registered(RunnerBehaviour(vanishes=True))
+        async with self._started(runner) as heard, self._watched(runner) as seen:
+            await seen.until(lambda: seen.assigned > 0)
+            assert not await runner.has_worker()
+            await runner.interrupt()
+            await heard.end()
+            await runner.kill()
+            await seen.end()
+            assert Running(JOB_NAME) not in heard.events
+
+    @on_loop
+    async def test_traces_of_what_was_not_started_are_unavailable(self) -> None:
+        """There is nothing to follow."""
+        runner = self.make()
+        self.install(RunnerBehaviour())
+
+        await error_of(RunnerUnavailableError, Seen(runner).end())
+
+    @on_loop
+    async def test_the_worker_tells_of_the_job(self) -> None:
+        """It is there while the job runs, and at no other time."""
+        runner = await self._registered(RunnerBehaviour(steps=(b"begun\n",), never_ends=True))
+        assert not await runner.has_worker()
+        async with self._started(runner) as heard, self._watched(runner) as seen:
+            await seen.until(lambda: any("begun" in line for line in seen.lines))
+            assert await runner.has_worker()
+            await runner.interrupt()
+            await heard.until(Completed)
+            assert not await runner.has_worker()
+            await runner.kill()
+            await seen.end()
+
+    @on_loop
+    async def test_steps_find_their_variables(self) -> None:
+        """As they were given, a secret one too; but it is masked in what comes from the runner."""
+        runner = await self._registered(RunnerBehaviour(prints_variable="GREETING"))
+        for value, shown in (("a = b 'c'", "a = b 'c'"), (Secret("planted-secret"), "***")):
+            await runner.start(None, {"GREETING": value, "OTHER": "x"})
+            heard, seen = Heard(runner), Seen(runner)
+            await heard.end()
+            await runner.wait()
+            await runner.kill()
+            await seen.end()
+            assert any(line.endswith(f"GREETING is {shown}") for line in seen.lines), seen.lines
+            self.install(RunnerBehaviour(prints_variable="GREETING"))
+            await runner.register(_REGISTRATION, _ignore)
 
     # Killing
 
@@ -391,7 +493,7 @@ class RunnerProcessContract(Contract, ABC):
         """Daemons that hold the output open delay its end, not the exit code; `kill` ends and counts them."""
         runner = await self._registered(RunnerBehaviour(leaves_behind=_LEFT_BEHIND))
         async with self._started(runner) as heard:
-            assert await runner.wait() == 0
+            assert await runner.wait() == _SUCCEEDED
             await heard.until(Completed)
             assert self.alive() == _LEFT_BEHIND
             assert not heard.ended
@@ -429,7 +531,7 @@ class RunnerProcessContract(Contract, ABC):
             await runner.wait()
             assert await runner.kill() == 0
             assert await runner.kill() == 0
-            assert await runner.wait() == 0
+            assert await runner.wait() == _SUCCEEDED
 
     @on_loop
     async def test_starts_again_after_a_kill(self) -> None:
@@ -446,7 +548,7 @@ class RunnerProcessContract(Contract, ABC):
         await runner.register(_REGISTRATION, _ignore)
         async with self._started(runner) as heard:
             await heard.end()
-            assert await runner.wait() == 0
+            assert await runner.wait() == _SUCCEEDED
             assert await runner.kill() == 0
 
     # A successor's
@@ -614,11 +716,20 @@ class RunnerProcessContract(Contract, ABC):
         finally:
             await heard.cancel()
 
+    @asynccontextmanager
+    async def _watched(self, runner: RunnerProcess) -> AsyncIterator[Seen]:
+        """The traces of the runner that was started, read until the block ends."""
+        seen = Seen(runner)
+        try:
+            yield seen
+        finally:
+            await seen.cancel()
+
     async def _prints(self, printed: bytes, expected: list[str]) -> None:
         runner = await self._registered(RunnerBehaviour(prints=printed))
         async with self._started(runner) as heard:
             await heard.end()
-            assert await runner.wait() == 0
+            assert await runner.wait() == _SUCCEEDED
         arrived = heard.job_lines()
         wrong = [number for number, (a, b) in enumerate(zip(arrived, expected, strict=False)) if a != b]
         assert wrong[:3] == []
