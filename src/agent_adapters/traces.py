@@ -340,7 +340,7 @@ class _Page:
     def take(self, data: bytes, *, is_ended: bool) -> Sequence[OutputLine]:
         """The lines that `data`, read last, completes; without the mark that a page starts with."""
         is_start = self.at == 0
-        if is_start and not is_ended and data != _MARK and _MARK.startswith(data):
+        if is_start and not is_ended and _MARK.startswith(data):
             return ()  # it is read again when there is more
         self.at += len(data)
         return self.splitter.feed(data.removeprefix(_MARK) if is_start else data)
@@ -405,7 +405,7 @@ class _Tree:
     def new_paths(self, path: str, known: Container[str]) -> Sequence[str]:
         """What is in the folder and not known, a part of it if that is very much; last written last."""
         with self.folder(path) as folder, os.scandir(f"/proc/self/fd/{folder}") as entries:
-            new = [each for each in islice(entries, _MOST_PAGES) if f"{path}/{each.name}" not in known]
+            new = [each for each in islice(entries, _MOST_PAGES + 1) if f"{path}/{each.name}" not in known]
             return [f"{path}/{each.name}" for each in sorted(new, key=_written)]
 
     def close(self) -> None:
@@ -451,7 +451,7 @@ class _Watches:
             _PERF: appears | flags.MODIFY,
         }
         self._closed = flags.CLOSE_WRITE
-        self._lost = flags.Q_OVERFLOW | flags.IGNORED | flags.UNMOUNT | flags.MOVE_SELF
+        self._lost = flags.Q_OVERFLOW | flags.MOVE_SELF
         self._folders: dict[int, str] = {}
         self._loop = asyncio.get_running_loop()
         self._inotify = INotify(nonblocking=True)

@@ -125,7 +125,7 @@ def _is_label(value: object) -> bool:
 
 
 def _key_prefix(value: object, _type: object) -> str:
-    if isinstance(value, str) and value.isprintable() and 1 <= len(value) <= _KEY_PREFIX_LENGTH:
+    if isinstance(value, str) and value.isprintable() and len(value) <= _KEY_PREFIX_LENGTH:
         segments = value.split("/")
         if segments[0] and ".." not in segments:
             return value

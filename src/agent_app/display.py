@@ -9,11 +9,13 @@ from queue import SimpleQueue
 from typing import Final, Protocol
 
 from agent_core.ending import Outcome
-from agent_core.events import Event, Warned
+from agent_core.events import Event, Printed, Warned
 
 __all__ = ["Aside", "Display", "in_short"]
 
 _MOST_WAITING: Final = 10_000
+_MOST_PRINTED_WAITING: Final = 9_000
+"""What a job prints in a flood leaves room for what the agent says."""
 _CLOSE_SECONDS: Final = 3.0
 """What a slow terminal may take for the end, when the instance has been asked to go."""
 
@@ -45,7 +47,8 @@ class Aside:
 
     def __call__(self, event: Event) -> None:
         """Shows the event soon, if there is room."""
-        if self._queue.qsize() >= _MOST_WAITING:
+        room = _MOST_PRINTED_WAITING if isinstance(event, Printed) else _MOST_WAITING
+        if self._queue.qsize() >= room:
             self._missed += 1
         else:
             self._queue.put(partial(self._display, event))

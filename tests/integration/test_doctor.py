@@ -21,7 +21,7 @@ AWS_CHECKS = [
     "memory", "clock", "state_dir", "runner_dir", "user", "systemd",
 ]  # fmt: skip
 LOCAL_CHECKS = ["settings", "job", "runner", "disk", "memory", "state_dir", "user"]
-OF_THIS_MACHINE = {"systemd", "memory"}
+OF_THIS_MACHINE = {"systemd", "memory", "user"}
 """They may warn wherever the tests run."""
 ASKING_AWS = ["config", "cache", "queue", "logs", "terminate"]
 

@@ -63,7 +63,7 @@ def test_failed_job(local: Local) -> None:
     ended = local.run(job="exit 3\n")
     final = assert_one_end(ended, "failure")
     assert ended.status == 0
-    assert (final["exit_code"], final["job_result"], final["runner_exit_code"]) == (1, "failed", 0)
+    assert (final["exit_code"], final["job_result"], final["runner_exit_code"]) == (1, "failed", 102)
 
 
 def test_reflected_job_and_json(local: Local) -> None:

@@ -61,8 +61,9 @@ class Local:
         self.folder, self.state_dir = folder, folder / "state"
         self.config = a_config()
 
-    def archive(self, job: str, scenario: Mapping[str, object]) -> Path:
-        return build_archive(self.folder / "archives", job=job, scenario=scenario)
+    def archive(self, job: str, scenario: Mapping[str, object], *, scripts_only: bool = False) -> Path:
+        folder = self.folder / "archives"
+        return build_archive(folder, job=job, scenario=scenario, scripts_only=scripts_only)
 
     def start(
         self,
@@ -72,13 +73,17 @@ class Local:
         command: str = "run",
         wrapper: tuple[str, ...] = (),
         github: GitHub | None = None,
+        scripts_only: bool = False,
     ) -> Running[Ended]:
-        """Starts the agent; `flags` come last, so they win. With `github`, it is asked for the runner."""
+        """Starts the agent; `flags` come last, so they win.
+
+        With `github`, it is asked for the runner; with `scripts_only`, only run.sh can start that.
+        """
         config = self.folder / "job.json"
         if not config.exists():
             config.write_text(json.dumps(self.config))
         arguments = [*wrapper, str(COMMAND), command, "--profile", "local", "--job", str(config)]
-        archive = self.archive(job, scenario or {})
+        archive = self.archive(job, scenario or {}, scripts_only=scripts_only)
         if github is None:
             arguments += ["--runner-archive", str(archive)]
         else:

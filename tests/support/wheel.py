@@ -1,5 +1,6 @@
 """Runs the command of the installed wheel, and sees to it that no process of it is left."""
 
+import ctypes
 import importlib.metadata
 import json
 import os
@@ -8,10 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
+import psutil
 from attrs import frozen
 
 TOKEN = "JITC_integration-token-that-stays-secret"
@@ -19,6 +21,8 @@ JOB_ID = "67890"
 COMMAND = Path(sys.executable).parent / "runs-fleet-agent"
 TIMEOUT_SECONDS = 150.0
 """Of a whole run, on a machine that has other things to do: no test waits that long unless it fails."""
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def a_config() -> dict[str, object]:
@@ -108,8 +112,17 @@ def _environment() -> dict[str, str]:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """The command lines of all processes that work in the folder, or from it."""
-    return [command for pid, command in _processes() if _works_in(pid, folder) or str(folder) in command]
+    """The command lines of all processes that work in the folder, or from it, and of all orphans.
+
+    Within `no_survivors`, that is whatever has outlived a run, wherever it went.
+    """
+    return [command for _, command in _living(folder)]
+
+
+def _living(folder: Path) -> Iterator[tuple[int, str]]:
+    for pid, command in _processes():
+        if str(folder) in command or _works_in(pid, folder) or _is_orphan(pid):
+            yield pid, command
 
 
 def _processes() -> Iterator[tuple[int, str]]:
@@ -129,16 +142,32 @@ def _works_in(pid: int, folder: Path) -> bool:
         return False
 
 
+def _is_orphan(pid: int) -> bool:
+    """Whether this process has adopted it: what it starts itself has its own session."""
+    try:
+        return psutil.Process(pid).ppid() == os.getpid() and os.getsid(pid) != os.getsid(0)
+    except (psutil.Error, OSError):
+        return False
+
+
 @contextmanager
 def no_survivors(folder: Path) -> Iterator[None]:
-    """Around a test: whatever it leaves running in the folder when it fails is killed."""
+    """Around a test: whatever it leaves running when it fails is killed."""
     importlib.metadata.distribution("runs-fleet-agent")  # the wheel is installed, or the test is void
+    _adopt_orphans(True)
     try:
         yield
     finally:
-        for pid, command in _processes():
-            if _works_in(pid, folder) or str(folder) in command:
-                os.kill(pid, signal.SIGKILL)
+        while living := list(_living(folder)):
+            for pid, _ in living:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        _adopt_orphans(False)
+
+
+def _adopt_orphans(adopts: bool) -> None:  # noqa: FBT001 - as the kernel has it
+    """Whether what loses its parents becomes a child of this process."""
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopts), 0, 0, 0) == 0
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import selectors
 import shutil
 import socket
 import sys
@@ -12,7 +13,7 @@ from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing, chdir
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn, cast
+from typing import Any, BinaryIO, Final, NoReturn
 
 import inotify_simple
 import pytest
@@ -95,6 +96,14 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
+async def settled(traces: Traces) -> None:
+    """Who follows has read what there is, and waits."""
+    await turns()
+    while traces._news:  # noqa: ASYNC110 - who follows has a turn
+        await asyncio.sleep(0)
+    await turns()
+
+
 async def take(stream: AsyncGenerator[Trace, None], count: int) -> list[Trace]:
     return [await anext(stream) for _ in range(count)]
 
@@ -115,6 +124,10 @@ def missed(traces: list[Trace]) -> list[str]:
 
 def descriptors() -> set[str]:
     return {name for name in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{name}").is_symlink()}  # noqa: PTH208
+
+
+def watches_of(inotify: inotify_simple.INotify) -> int:
+    return Path(f"/proc/self/fdinfo/{inotify.fileno()}").read_text("ascii").count("inotify wd:")
 
 
 def by_itself(monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0.01) -> None:
@@ -268,6 +281,18 @@ def test_a_page_that_is_not_finished_holds_up_the_next_ones(runner: Runner) -> N
     run(main())
 
 
+def test_a_page_is_read_in_one_go(runner: Runner) -> None:
+    """What is there of it comes, in however many reads, without further news."""
+
+    async def main() -> None:
+        _, stream = runner.watched()
+        texts = [str(number) for number in range(100_000)]
+        with runner.page(1, text="".join(f"{text}\n" for text in texts).encode()):
+            assert await take(stream, len(texts)) == lines(*texts)
+
+    run(main())
+
+
 def test_steps_are_numbered_as_they_appear(runner: Runner) -> None:
     """They print side by side, and none waits for another."""
 
@@ -305,15 +330,17 @@ def test_the_mark_at_the_start_is_no_text(runner: Runner) -> None:
 
     async def main() -> None:
         traces, stream = runner.watched()
-        runner.whole_page(1, 1, b"one\n" + BOM_UTF8 + b"two\n")
-        runner.whole_page(1, 2, b"three\n")
+        with runner.page(1, text=b"one\n" + BOM_UTF8 + b"two\n") as page:
+            assert await take(stream, 2) == lines("one", "\ufefftwo")
+            page.write(BOM_UTF8 + b"three\n")
+            assert await take(stream, 1) == lines("\ufeffthree")
+        runner.whole_page(1, 2, b"four\n")
         for record, start in enumerate((b"", BOM_UTF8, BOM_UTF8[:2], b"x"), 2):
             runner.path(record, 1).write_bytes(start)
         got = await rest(traces, stream)
-        assert [trace for trace in got if trace not in lines(r"\xef\xbb", step=4) + lines("x", step=5)] == [
-            *lines("one", "\ufefftwo", "three")
+        assert sorted(got, key=str) == [
+            *(lines("four") + lines(r"\xef\xbb", step=4) + lines("x", step=5)),
         ]
-        assert len(got) == 5
 
     run(main())
 
@@ -392,15 +419,31 @@ def test_what_is_gone_is_missed(runner: Runner) -> None:
 
     async def main() -> None:
         traces, stream = runner.watched()
-        for record, number in ((1, 1), (1, 2), (2, 1)):
-            runner.whole_page(record, number, b"nobody reads this\n").unlink()
-        runner.whole_page(1, 3, b"but this\n")
-        got = await rest(traces, stream)
-        assert missed(got) == [
-            "a page of step 1 was gone before it could be read",
-            "a page of step 2 was gone before it could be read",
+        pending = asyncio.ensure_future(anext(stream))
+        await turns()
+        for number in range(1, 4):
+            runner.whole_page(1, number, b"nobody reads this\n").unlink()
+        assert await pending == OutputMissed("a page of step 1 was gone before it could be read")
+        runner.whole_page(2, 1, b"nor this\n").unlink()
+        runner.whole_page(1, 5, b"but this\n")
+        assert await rest(traces, stream) == [
+            OutputMissed("a page of step 2 was gone before it could be read"),
+            *lines("but this"),
         ]
-        assert got[2:] == lines("but this")
+
+    run(main())
+
+
+def test_what_is_not_read_takes_no_room(runner: Runner) -> None:
+    """However many pages are gone, or none."""
+
+    async def main() -> None:
+        traces, stream = runner.watched()
+        for record in range(300):
+            runner.whole_page(1_000 + record).unlink()
+            runner.path(2_000 + record, 1).symlink_to("/dev/zero")
+        runner.whole_page(1, text=b"page\n")
+        assert lines("page", step=601)[0] in await rest(traces, stream)
 
     run(main())
 
@@ -420,10 +463,13 @@ def test_an_assigned_job_is_told_once(runner: Runner) -> None:
             runner.says(bytes([byte]))
         runner.whole_page(1, text=b"before\n")
         assert await take(stream, 1) == lines("before")
+        await turns()
+        runner.whole_page(1, 2, b"still before\n")
+        assert await take(stream, 1) == lines("still before")
         runner.says(ASSIGNED[-1:])
         assert await take(stream, 1) == [Assigned()]
         runner.says(ASSIGNED * 2)
-        runner.whole_page(1, 2, b"after\n")
+        runner.whole_page(1, 3, b"after\n")
         assert await rest(traces, stream) == lines("after")
 
     run(main())
@@ -777,7 +823,7 @@ def test_the_loop_has_its_turns(runner: Runner, pages: int) -> None:
 
 
 def test_a_page_is_read_when_it_has_news(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that have none cost nothing."""
+    """Those that have none cost nothing, whatever happens to others."""
     reads: list[int] = []
     pread = os.pread
 
@@ -797,6 +843,30 @@ def test_a_page_is_read_when_it_has_news(runner: Runner, monkeypatch: pytest.Mon
             assert len(set(reads)) == 1
             assert len(reads) <= 200
             assert await rest(traces, stream) == []
+
+    run(main())
+
+
+def test_while_nothing_happens_nothing_is_done(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop does not turn, but for what another process's end costs."""
+    selects: list[object] = []
+    select = selectors.DefaultSelector.select
+
+    def counted(self: selectors.DefaultSelector, timeout: float | None = None) -> object:
+        selects.append(timeout)
+        return select(self, timeout)
+
+    async def main() -> None:
+        traces, stream = runner.watched()
+        with runner.page(1, text=b"one\n"), runner.page(2):
+            await take(stream, 1)
+            pending = asyncio.ensure_future(anext(stream))
+            await settled(traces)
+            monkeypatch.setattr(selectors.DefaultSelector, "select", counted)
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+            await process.wait()
+            assert len(selects) < 50
+        pending.cancel()
 
     run(main())
 
@@ -843,6 +913,58 @@ def test_without_inotify_it_looks(runner: Runner, monkeypatch: pytest.MonkeyPatc
         runner.whole_page(2, text=b"four\n")
         runner.whole_page(2, 2, b"five\n")
         assert await take(stream, 2) == lines("four", "five", step=2)
+
+    run(main())
+
+
+def test_looks_alone_end_a_page_that_is_removed_and_read(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one that is only read, nor one that still grows when it is removed."""
+
+    async def main() -> None:
+        by_itself(monkeypatch, seconds=NEVER)
+        traces, stream = runner.watched()
+        with runner.page(1, text=b"one\nt") as page:
+            traces._look()
+            assert await take(stream, 1) == lines("one")
+            traces._look()
+            pending = asyncio.ensure_future(anext(stream))
+            await settled(traces)
+            runner.path(1, 1).unlink()
+            for byte in b"wo\n":
+                page.write(bytes([byte]))
+                traces._look()
+                await settled(traces)
+            assert await pending == lines("two")[0]
+            page.write(b"three")
+            traces._look()
+            pending = asyncio.ensure_future(anext(stream))
+            await settled(traces)
+            traces._look()
+            assert await pending == lines("three")[0]
+
+    run(main())
+
+
+def test_a_look_is_bounded(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may have more files than there is time to look at."""
+    looked_at: list[object] = []
+
+    def written(entry: object) -> int:
+        looked_at.append(entry)
+        return 0
+
+    async def main() -> None:
+        by_itself(monkeypatch, seconds=NEVER)
+        monkeypatch.setattr(module, "_MOST_PAGES", 10)
+        monkeypatch.setattr(module, "_written", written)
+        traces, stream = runner.watched()
+        for record in range(50):
+            runner.whole_page(record)
+        got = await rest(traces, stream)
+        assert missed(got) == ["there are more than 10 pages: the rest is not read"]
+        assert len(looked_at) == 11
 
     run(main())
 
@@ -955,7 +1077,7 @@ def test_a_folder_that_is_made_anew_is_watched(runner: Runner, monkeypatch: pyte
     """Its events come again, not only looks."""
 
     async def main() -> None:
-        _, stream = runner.watched()
+        traces, stream = runner.watched()
         monkeypatch.setattr(module, "_LOOK_SECONDS", NEVER)
         move_pages(runner)
         runner.pages.mkdir()
@@ -966,6 +1088,8 @@ def test_a_folder_that_is_made_anew_is_watched(runner: Runner, monkeypatch: pyte
         with (runner.root / "aside" / runner.path(2, 1).name).open("xb"):
             runner.whole_page(3, text=b"two\n")
             assert await take(stream, 1) == lines("two", step=2)
+        assert traces._watches
+        assert len(traces._watches._folders) == watches_of(traces._watches._inotify) == 3
 
     run(main())
 
@@ -989,7 +1113,7 @@ def test_without_a_root_it_says_so(runner: Runner) -> None:
 
 async def cancel(traces: Traces, stream: AsyncGenerator[Trace, None]) -> None:
     reading = asyncio.ensure_future(anext(stream))
-    await turns()
+    await settled(traces)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
@@ -1002,7 +1126,7 @@ async def leave(_: Traces, stream: AsyncGenerator[Trace, None]) -> None:
 
 async def close_twice(traces: Traces, stream: AsyncGenerator[Trace, None]) -> None:
     reading = asyncio.ensure_future(anext(stream))
-    await turns()
+    await settled(traces)
     traces.close()
     traces.close()
     with pytest.raises(StopAsyncIteration):

@@ -2,7 +2,6 @@
 
 from base64 import b64encode
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from functools import partial
 from hashlib import sha256
 from io import BytesIO
@@ -48,11 +47,8 @@ class S3DiagnosticsStore(DiagnosticsStore):
         """Puts the log. A bucket that does not answer must not hold up who gives it up."""
         body = _Body(log.gzipped, sent, cancelled)
         putting = spawn("S3 log", partial(self._put_object, destination, f"{log.name}.gz", body))
-        try:
-            with cancelled.interrupting(putting.cancel):
-                putting.result()
-        except CancelledError:
-            raise DiagnosticsUnavailableError("given up") from None
+        with cancelled.interrupting(putting.cancel):
+            putting.result()
 
     def _put_object(self, destination: LogDestination, name: str, body: "_Body") -> None:
         with _MEANINGS.of(f"bucket {destination.bucket}"):
