@@ -15,10 +15,11 @@ from attrs import define, evolve, field
 from agent_adapters.accounts import Account, hand_over, why_unreachable
 from agent_adapters.child import Child
 from agent_adapters.descendants import RunnerProcesses, kill
+from agent_adapters.host import process_table
 from agent_adapters.job_environment import write_job_environment
 from agent_adapters.removal import remove_tree
 from agent_adapters.secrecy import blank
-from agent_adapters.threads import Lane, aside
+from agent_adapters.threads import Lane, aside, spawn
 from agent_adapters.traces import Traces
 from agent_core.deadline import wait_until_set
 from agent_core.errors import RegistrationRefusedError, RunnerUnavailableError
@@ -76,6 +77,8 @@ class _Start:
     traces: Traces
     is_listener: bool
     """Or it is run.sh, which says nothing by its exit code, and passes no signal on."""
+    has_inputs: bool
+    """Its processes were started with secrets that a job must not find in /proc."""
     over: asyncio.Event = field(factory=asyncio.Event)
     """`kill` was called."""
     is_updated: bool = False
@@ -160,17 +163,16 @@ class SubprocessRunnerProcess(RunnerProcess):
         except BaseException:
             traces.close()
             raise
-        self._start = _Start(child, traces, is_listener)
+        self._start = _Start(child, traces, is_listener, has_inputs=jit_config is not None)
         return child.id
 
     async def output(self) -> AsyncIterator[OutputLine]:
-        child = self._current().child
-        is_first = True
-        async with aclosing(child.lines()) as lines:
+        start = self._current()
+        async with aclosing(start.child.lines()) as lines:
             async for line in lines:
-                if is_first:
-                    is_first = False
-                    await self._conceal()
+                if start.has_inputs:
+                    start.has_inputs = False
+                    _conceal_inputs(start.child.id)
                 yield self._masked(line)
 
     async def traces(self) -> AsyncIterator[Trace]:
@@ -245,16 +247,6 @@ class SubprocessRunnerProcess(RunnerProcess):
             text = text.replace(secret, "***")
         return line if text is line.text else evolve(line, text=text)
 
-    async def _conceal(self) -> None:
-        """What says something has read what it was given: no job finds that in /proc."""
-
-        def conceal() -> None:
-            for process in self._processes.find(()):
-                blank(process.pid, lambda entry: entry.startswith(_INPUT))
-
-        with suppress(OSError):
-            await aside("concealing", conceal)
-
     # Starting
 
     def _hand_over(self) -> None:
@@ -291,6 +283,17 @@ class SubprocessRunnerProcess(RunnerProcess):
         if self._start is not None:
             self._start.child.close()
             self._start.traces.close()
+
+
+def _conceal_inputs(leader: ProcessId) -> None:
+    """Of what says something, and so has read what it was given; and of those that started it."""
+
+    def conceal() -> None:
+        for entry in process_table():
+            if entry.session == leader.pid:
+                blank(entry.id.pid, lambda variable: variable.startswith(_INPUT))
+
+    spawn("concealing", conceal)
 
 
 def _config_arguments(registration: Registration) -> list[str]:

@@ -120,16 +120,17 @@ class Traces:
         """Each trace as it comes, to the end of all when `end` was called. To be iterated once."""
         try:
             while True:
-                while self._untold or self._news:
-                    for number, trace in enumerate(self._next(), 1):
-                        yield trace
-                        if number % _TURN_LINES == 0:
-                            await asyncio.sleep(0)
+                for number, trace in enumerate(self._next(), 1):
+                    yield trace
+                    if number % _TURN_LINES == 0:
+                        await asyncio.sleep(0)
+                if self._untold or self._news:
                     await asyncio.sleep(0)
-                if self._over:
+                elif self._over:
                     return
-                self._stirred.clear()
-                await self._stirred.wait()
+                else:
+                    self._stirred.clear()
+                    await self._stirred.wait()
         finally:
             self.close()
 
@@ -275,7 +276,9 @@ class Traces:
         if self._untold:
             untold, self._untold = self._untold, []
             return untold
-        step = next(iter(self._news))
+        step = next(iter(self._news), None)
+        if step is None:
+            return ()
         del self._news[step]
         if not step.pages:
             return ()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from support.aws import Aws
     from support.faults import Fault
 
-NOBODY: Final = 65534
+SOMEBODY: Final = os.geteuid() + 1
 MIB: Final = 2**20
 
 
@@ -144,7 +144,7 @@ class FolderContract(DiagnosticsStoreContract):
     def give_away(path: Path) -> None:
         path.write_bytes(b"planted")
         try:
-            os.chown(path, NOBODY, -1)
+            os.chown(path, SOMEBODY, -1)
         except PermissionError:
             pytest.skip("files can be given away by root only")
 
@@ -228,14 +228,14 @@ class FolderContract(DiagnosticsStoreContract):
     def test_logs_are_those_of_the_runners_user(self) -> None:
         """Of no other, this process's own included."""
         self.log("own.log", b"own")
-        self.log("nobodys.log", b"nobody's")
+        self.log("somebodys.log", b"another's")
         try:
-            os.chown(self.diag / "nobodys.log", NOBODY, -1)
+            os.chown(self.diag / "somebodys.log", SOMEBODY, -1)
         except PermissionError:
             pytest.skip("files can be given away by root only")
 
-        assert self.upload(owner=NOBODY) == Uploaded(files=1, bytes=8, left_out=1)
-        assert self.uploaded() == {"nobodys.log": b"nobody's"}
+        assert self.upload(owner=SOMEBODY) == Uploaded(files=1, bytes=9, left_out=1)
+        assert self.uploaded() == {"somebodys.log": b"another's"}
 
     def test_names_are_plain(self) -> None:
         """They become a part of keys, paths and commands; a name of another kind is left out."""

@@ -419,7 +419,7 @@ def test_spot_notice(instance: Instance) -> None:
     instance.put_config()
     instance.publish(job=LONG_JOB)
     running = instance.start()
-    running.wait_for("begun")
+    running.wait_for("begun", "sent the message started")
     deadline = wall_clock() + timedelta(seconds=120)
     instance.imds.spot_notice(deadline)
     ended = running.end()

@@ -413,16 +413,16 @@ def test_memory_runs_out_for_the_job_first(local: Local, *, scripts_only: bool) 
 # What it leaves in the runner's root
 
 
-def test_files_that_are_hard_to_remove(local: Local) -> None:
+def test_files_that_are_hard_to_remove(open_local: Local, users: Users) -> None:
     """Closed folders, and, where the job is root, those of others: all go, but not what a link leads to."""
-    outside = local.folder / "outside"
+    local, outside = open_local, open_local.folder / "outside"
     outside.mkdir()
     (outside / "precious").write_text("kept")
     job = f"mkdir -p closed/within\ntouch closed/within/file\nln -s {outside} closed/within/link\n"
-    if runs_as_root(None):
+    if not users.are_apart:
         job += f"cp -R closed foreign\nchown -hR {NOBODY.uid}:{NOBODY.gid} foreign\n"
     job += "chmod 0 */within\nchmod 0 *\n"
-    ended = local.run(job=job)
+    ended = local.run(*users.flags, job=job, wrapper=users.wrapper)
     assert_end(ended, "started", "success")
     assert UNCLEAN not in ended.stderr
     assert not (local.state_dir / "runner").exists()

@@ -132,7 +132,7 @@ def test_memory_floor_only_warns(local: Local) -> None:
 def test_sigterm_in_the_middle(local: Local) -> None:
     """SIGTERM stops the runner in order: it says goodbye to GitHub, and the job is canceled."""
     running = local.start(job=LONG_JOB)
-    running.wait_for("begun")
+    running.wait_for("begun", "sent the message started")
     running.send(signal.SIGTERM)
     ended = running.end()
     final = assert_one_end(ended, "interrupted")
@@ -184,7 +184,7 @@ def test_sigterm_while_waiting_for_a_config(local: Local) -> None:
 def test_runner_that_ignores_sigint(local: Local) -> None:
     """When the grace is over, a runner that does not stop is killed, with all its descendants."""
     running = local.start("--shutdown-grace-seconds", "2", job=LONG_JOB, scenario={"ignore_sigint": True})
-    running.wait_for("begun")
+    running.wait_for("begun", "sent the message started")
     running.send(signal.SIGTERM)
     ended = running.end()
     final = assert_one_end(ended, "interrupted")
@@ -195,7 +195,7 @@ def test_runner_that_ignores_sigint(local: Local) -> None:
 def test_more_signals_do_not_break_the_first_ones_work(local: Local) -> None:
     """A second and a third signal change nothing."""
     running = local.start(job=LONG_JOB, scenario={"cancel_seconds": 1})
-    running.wait_for("begun")
+    running.wait_for("begun", "sent the message started")
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         running.send(number)
     final = assert_one_end(running.end(), "interrupted")
@@ -324,7 +324,7 @@ def test_job_does_not_run_twice(local: Local) -> None:
 def test_second_agent_leaves_the_first_alone(local: Local) -> None:
     """An agent that finds another one alive does nothing, and terminates nothing."""
     running = local.start(job=LONG_JOB)
-    running.wait_for("begun")
+    running.wait_for("begun", "sent the message started")
     second = local.start()
     second.process.communicate(timeout=60)
     assert second.process.returncode == 64
@@ -336,7 +336,7 @@ def test_second_agent_leaves_the_first_alone(local: Local) -> None:
 def test_successor_ends_what_a_killed_agent_left(local: Local, command: str) -> None:
     """After SIGKILL, a successor kills the runner, reports, terminates; a second one has nothing to do."""
     running = local.start(job=LONG_JOB)
-    running.wait_for("begun")
+    running.wait_for("begun", "sent the message started")
     running.send(signal.SIGKILL)
     running.process.communicate(timeout=60)
     assert processes_of(local.state_dir), "the runner lives on: that is what there is to end"
@@ -430,7 +430,7 @@ def test_closed_descriptors(local: Local, closing: str) -> None:
 def test_reap_needs_no_job_and_hears_no_signal(local: Local) -> None:
     """A successor works with what the journal says, whatever is wrong with settings, and is not stopped."""
     running = local.start(job=LONG_JOB)
-    running.wait_for("begun")
+    running.wait_for("begun", "sent the message started")
     running.send(signal.SIGKILL)
     running.process.communicate(timeout=60)
     command = [str(COMMAND), "reap", "--profile", "local", "--max-runtime", "abc"]
@@ -473,7 +473,7 @@ def test_signals_that_were_ignored_stay_ignored(local: Local, number: signal.Sig
     name = number.name.removeprefix("SIG")
     job = "echo begun\nwhile ! test -e go; do sleep 0.05; done\n"
     running = local.start(job=job, wrapper=("sh", "-c", f'trap "" {name}; exec "$@"', "sh"))
-    running.wait_for("begun")
+    running.wait_for("begun", "sent the message started")
     running.send(number)
     (local.state_dir / "runner" / "_work" / "my-repo" / "my-repo" / "go").touch()
     assert_one_end(running.end(), "success")

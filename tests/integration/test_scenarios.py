@@ -1,7 +1,7 @@
 """The installed wheel with every scenario of the sample runner, in both ways to start that.
 
-Started itself, the Listener ends with its job's result, and the agent takes the console's word with that in
-hand. Where only `run.sh` knows the Listener, the exit code is always 0, unless the agent has killed it.
+Started itself, the Listener ends with its job's result. Where only run.sh can start it, the exit code is 0, or
+that of a kill.
 """
 
 import base64
@@ -9,25 +9,21 @@ import re
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pytest
-from attrs import field, frozen
+from attrs import asdict, field, filters, frozen
 from sample_runner import build
-from sample_runner.build import jit_config
 
 from support.local import Ended, Local
+from support.wheel import JOB_ID
 
-TOKEN_ONLY: Final[Mapping[str, object]] = {}
-JIT_ONLY: Final = {"jit_token": None, "jit_config": jit_config(name="jit-runner")}
-JIT_AND_TOKEN: Final = {"jit_config": jit_config(name="jit-runner")}
-"""Changes to the job's config."""
+Way = Literal["Listener", "run.sh"]
 
 
 @frozen(kw_only=True)
 class End:
-    """What the final message says, but for `error` and `told`, of which it is enough that they occur."""
+    """What the final message says; of `error`, it is enough that it occurs there."""
 
     status: str
     exit_code: int
@@ -44,28 +40,33 @@ class End:
 
 @frozen
 class Ends:
-    """One for each way."""
+    """One for each way; None: nothing is to be had there that could tell it."""
 
     listener: End
     script: End | None
-    """None: nothing holds there."""
+
+    def by(self, way: Way) -> End | None:
+        return self.listener if way == "Listener" else self.script
 
 
 @frozen(kw_only=True)
 class Row:
-    ends: Ends
+    """A life, and its end."""
+
     scenario: Mapping[str, Any] = field(factory=dict)
     job: str = "true\n"
     flags: Sequence[str] = ()
-    config: Mapping[str, object] = TOKEN_ONLY
+    config: Mapping[str, object] = field(factory=dict)
+    """How the job's config differs."""
     sigterm_after: str | None = None
     """SIGTERM is sent once the agent's stderr has this."""
-    printed: Mapping[int, Sequence[str]] = field(factory=dict)
-    """The lines of each step: so they are in the log, marked, in this order, and no second time."""
+    ends: Ends
     told: Sequence[str] = ()
     """What the job's log has, in both ways."""
+    printed: Mapping[int, Sequence[str]] = field(factory=dict)
+    """All that these steps print, which is in the log once, in this order, and marked as theirs."""
     job_name: str = "sample"
-    """As the message has it, where the job ran."""
+    """As the message has it, if the job ran."""
 
 
 # How it ends
@@ -141,54 +142,24 @@ KILLED: Final = stopped("interrupted", "interrupted by SIGTERM", 137)
 
 RUNS_ON: Final = "echo begun\nexec sleep 1000\n"
 DEAF: Final = "trap '' INT TERM\necho begun\nwhile :; do sleep 1; done\n"
-"""Through run.sh, SIGINT is for the runner's process group, and so for the job."""
+"""Through run.sh, SIGINT is for the runner's process group, and so for the job as well."""
 LISTENER: Final = "read -r _ _ _ listener _ </proc/$PPID/stat\n"
 """A step's parent is the Worker."""
 DAEMONS: Final = (
-    "setsid nohup sleep 1000 &\n"
+    "setsid nohup sleep 1000 &>/dev/null &\n"
     "setsid env -i sh -c 'cd /; exec sleep 1000' &>/dev/null &\n"
     "sleep 1000 &\n"
     "echo left them\n"
 )
-"""One with the marks of the job, one without any, one that holds the step's output open."""
+"""One with the marks of the job, one without any, and one that holds the step's output open."""
+
+JIT: Final = build.jit_config(name="jit-runner")
 IDLE: Final = ("--idle-minutes", "0.05")
 HASTY: Final = ("--shutdown-grace-seconds", "1")
 
+# The scenarios
+
 TABLE: Final[Mapping[str, Row]] = {
-    # A minute each, and half a minute: these begin first.
-    "never listens": Row(
-        scenario={"never_listen": True},
-        flags=IDLE,
-        ends=stopped("stalled", "did not begin to listen within 0:01:00", 0, job_ran=False),
-    ),
-    "job is assigned and vanishes": Row(
-        scenario={"assign_then_vanish": True},
-        flags=IDLE,
-        ends=stopped("stalled", "assigned did not begin within 0:01:00", 0, job_ran=False),
-    ),
-    "hangs": Row(
-        scenario={"hang": True},
-        flags=("--max-runtime", "1", *HASTY),
-        ends=stopped("max_runtime", "longer than its max runtime of 0:01:00", 137),
-    ),
-    "hangs after the job": Row(
-        scenario={"hang_after_completed": True},
-        flags=HASTY,
-        ends=Ends(
-            *[
-                End(
-                    status="success",
-                    exit_code=0,
-                    job_result="succeeded",
-                    runner_exit_code=137,
-                    told=["did not end after its job had completed, within 0:01:00 (ending already)"],
-                )
-            ]
-            * 2
-        ),
-    ),
-    "exit code 3": Row(scenario={"exit_codes": [3]}, ends=completed("succeeded", 100, "exit code 3; started again")),
-    "exit code 4": Row(scenario={"exit_codes": [4]}, ends=completed("succeeded", 100, "exit code 4; started again")),
     # Steps
     "one step": Row(
         job="echo one\necho\necho '  three'\nprintf 'no end'\n",
@@ -214,7 +185,7 @@ TABLE: Final[Mapping[str, Row]] = {
             "echo_steps": False,
             "upload_seconds": 1,
         },
-        printed={2: ["one"], 3: []},
+        printed={2: ["one"], 3: ["Cleaning up orphan processes"]},
         ends=FAILED,
     ),
     "many pages": Row(
@@ -232,15 +203,18 @@ TABLE: Final[Mapping[str, Row]] = {
     # The Listener's own output
     "output": Row(
         scenario={"output": {"lines": 3, "bytes_per_line": 10}},
-        ends=completed("succeeded", 100, "\nline 1 ...\nline 2 ...\nline 3 ...\n"),
+        ends=SUCCEEDED,
+        told=["\nline 1 ...\nline 2 ...\nline 3 ...\n"],
     ),
     "stderr": Row(
         scenario={"stderr_lines": ["one on stderr", "another"]},
-        ends=completed("succeeded", 100, "\none on stderr\nanother\n"),
+        ends=SUCCEEDED,
+        told=["\none on stderr\nanother\n"],
     ),
     "reconnects": Row(
         scenario={"reconnects": 2},
-        ends=completed("succeeded", 100, "Z: Runner connect error: No route to host.", "Z: Runner reconnected."),
+        ends=SUCCEEDED,
+        told=["Z: Runner connect error: No route to host.", "Z: Runner reconnected."],
     ),
     # Results
     "succeeded": Row(scenario={"result": "Succeeded"}, job="exit 1\n", ends=SUCCEEDED),
@@ -253,23 +227,17 @@ TABLE: Final[Mapping[str, Row]] = {
     "abandoned": Row(scenario={"result": "Abandoned"}, ends=completed("abandoned", 105)),
     # An exit code that tells something else than the console
     "succeeded, and ends as if failed": Row(
-        scenario={"exit_result": "Failed"},
-        ends=completed(
-            "succeeded", 102, "exit code 102 says that the job failed, its console said that the job succeeded"
-        ),
+        scenario={"exit_result": "Failed"}, ends=contradicted("succeeded", 102)
     ),
     "failed, and ends as if succeeded": Row(
-        scenario={"result": "Failed", "exit_result": "Succeeded"},
-        ends=completed(
-            "failed", 100, "exit code 100 says that the job succeeded, its console said that the job failed"
-        ),
+        scenario={"result": "Failed", "exit_result": "Succeeded"}, ends=contradicted("failed", 100)
     ),
     "skipped, and ends as if canceled": Row(
-        scenario={"result": "Skipped", "exit_result": "Canceled"}, ends=completed("skipped", 103, "exit code 103 says")
+        scenario={"result": "Skipped", "exit_result": "Canceled"}, ends=contradicted("skipped", 103)
     ),
     "canceled, and ends as if with issues": Row(
         scenario={"result": "Canceled", "exit_result": "SucceededWithIssues"},
-        ends=completed("canceled", 101, "exit code 101 says"),
+        ends=contradicted("canceled", 101),
     ),
     "lost, and ends as if abandoned": Row(
         scenario={"lost_job": True, "exit_result": "Abandoned"},
@@ -289,39 +257,61 @@ TABLE: Final[Mapping[str, Row]] = {
         scenario={"refuse_registration": "no_such_group"},
         ends=refused('Could not find any self-hosted runner group named "Default"'),
     ),
-    "JIT": Row(config=JIT_ONLY, ends=SUCCEEDED),
-    "JIT is rejected": Row(scenario={"reject_jit": True}, config=JIT_ONLY, ends=jobless(1)),
+    "JIT": Row(config={"jit_token": None, "jit_config": JIT}, ends=SUCCEEDED),
+    "JIT is rejected": Row(
+        scenario={"reject_jit": True}, config={"jit_token": None, "jit_config": JIT}, ends=jobless(1)
+    ),
     "JIT is rejected, and there is a token": Row(
         scenario={"reject_jit": True},
-        config=JIT_AND_TOKEN,
-        ends=completed("succeeded", 100, "refused its just-in-time config"),
+        config={"jit_config": JIT},
+        ends=SUCCEEDED,
+        told=["the runner refused its just-in-time config"],
     ),
     "registration is deleted": Row(scenario={"refuse_session": "deleted"}, ends=jobless(1)),
     "registration by JIT is deleted": Row(
-        scenario={"refuse_session": "deleted"}, config=JIT_AND_TOKEN, ends=jobless(1)
+        scenario={"refuse_session": "deleted"}, config={"jit_config": JIT}, ends=jobless(1)
     ),
     "session conflict": Row(scenario={"refuse_session": "conflict"}, ends=jobless(5)),
     "exit code 0": Row(scenario={"exit_codes": [0]}, ends=jobless(0)),
     "exit code 1": Row(scenario={"exit_codes": [1]}, ends=jobless(1)),
-    "exit code 2": Row(scenario={"exit_codes": [2]}, ends=completed("succeeded", 100, "exit code 2; started again")),
+    "exit code 2": Row(scenario={"exit_codes": [2]}, ends=started_again(2)),
+    "exit code 3": Row(scenario={"exit_codes": [3]}, ends=started_again(3)),
+    "exit code 4": Row(scenario={"exit_codes": [4]}, ends=started_again(4)),
     "exit code 5": Row(scenario={"exit_codes": [5]}, ends=jobless(5)),
     "exit code 7": Row(scenario={"exit_codes": [7]}, ends=jobless(7)),
     "exit code 2, then 7": Row(scenario={"exit_codes": [2, 7]}, ends=jobless(7)),
-    "update": Row(scenario={"update": True}, ends=completed("succeeded", 100, "exit code 3; started again")),
+    "update": Row(scenario={"update": True}, ends=started_again(3)),
     "never a job": Row(
         scenario={"never_assign": True},
         flags=IDLE,
         ends=stopped("idle", "no job came within 0:00:03", 0, job_ran=False),
     ),
+    "never listens": Row(
+        scenario={"never_listen": True},
+        flags=IDLE,
+        ends=stopped("stalled", "did not begin to listen within 0:01:00", 0, job_ran=False),
+    ),
+    "job is assigned and vanishes": Row(
+        scenario={"assign_then_vanish": True},
+        flags=IDLE,
+        ends=stopped("stalled", "assigned did not begin within 0:01:00", 0, job_ran=False),
+    ),
     "job comes late": Row(scenario={"assign_after_seconds": 1}, ends=SUCCEEDED),
     # No end of the job
     "lost job": Row(scenario={"lost_job": True}, ends=broken_off(0)),
-    "crash by SIGKILL": Row(
-        job=RUNS_ON, scenario={"crash_mid_job": {"signal": 9}}, ends=broken_off(137)
+    "hangs": Row(
+        scenario={"hang": True},
+        flags=("--max-runtime", "1", *HASTY),
+        ends=stopped("max_runtime", "longer than its max runtime of 0:01:00", 137),
     ),
-    "crash by SIGSEGV": Row(
-        job=RUNS_ON, scenario={"crash_mid_job": {"signal": 11}}, ends=broken_off(139)
+    "hangs after the job": Row(
+        scenario={"hang_after_completed": True, "upload_seconds": 1},
+        flags=HASTY,
+        ends=Ends(*[End(status="success", exit_code=0, job_result="succeeded", runner_exit_code=137)] * 2),
+        told=["the runner did not end after its job had completed, within 0:01:00 (ending already)"],
     ),
+    "crash by SIGKILL": Row(job=RUNS_ON, scenario={"crash_mid_job": {"signal": 9}}, ends=broken_off(137)),
+    "crash by SIGSEGV": Row(job=RUNS_ON, scenario={"crash_mid_job": {"signal": 11}}, ends=broken_off(139)),
     "crash with 134": Row(job=RUNS_ON, scenario={"crash_mid_job": {"code": 134}}, ends=broken_off(134)),
     "crash with 100": Row(job=RUNS_ON, scenario={"crash_mid_job": {"code": 100}}, ends=broken_off(100)),
     "Worker is killed": Row(job="kill -KILL $PPID\nexec sleep 1000\n", ends=FAILED),
@@ -368,15 +358,276 @@ TABLE: Final[Mapping[str, Row]] = {
         job=DAEMONS,
         scenario={"step_drain_seconds": 0.2, "upload_seconds": 1},
         printed={2: ["left them"]},
-        ends=completed("succeeded", 100, "Terminate orphan process: pid", "killed 1 processes"),
+        ends=SUCCEEDED,
+        told=["Terminate orphan process: pid", "killed 1 processes"],
     ),
     "daemons": Row(
         job=DAEMONS,
         scenario={"clean_orphans": False, "step_drain_seconds": 0.2, "upload_seconds": 1},
         printed={2: ["left them"]},
-        ends=completed("succeeded", 100, "killed 3 processes"),
+        ends=SUCCEEDED,
+        told=["killed 3 processes"],
     ),
     "daemons of a failed job": Row(
         job=DAEMONS + "exit 1\n", scenario={"clean_orphans": False, "step_drain_seconds": 0.2}, ends=FAILED
     ),
 }
+
+
+# Lies. What says that the job has completed is the runner's word only where the runner says it.
+
+STAMP: Final = "2026-01-01 00:00:00Z"
+CONSOLE: Final = LISTENER + "exec 3>/proc/$listener/fd/1\n"
+"""From here on, a step can write straight into what the Listener writes into."""
+LEFT_ALONE: Final = {"clean_orphans": False}
+
+
+def claim(result: str, job_name: str = "sample") -> str:
+    return f"{STAMP}: Job {job_name} completed with result: {result}"
+
+
+CLAIMS: Final = (
+    claim("Succeeded"),
+    claim("Failed"),
+    "√ Connected to GitHub",
+    f"{STAMP}: Listening for Jobs",
+    f"{STAMP}: Running job: another",
+    claim("Succeeded", "another"),
+)
+
+
+def say(*lines: str) -> str:
+    """A script that prints the lines."""
+    return f"printf '%s\\n' {shlex.join(lines)}\n"
+
+
+def go_on_claiming(result: str, after_seconds: float = 0.0) -> str:
+    """A script that leaves a daemon: from the Worker's end on, it says so on the console, again and again."""
+    daemon = (
+        "while [[ -e /proc/$0 ]]; do :; done\n"
+        f"sleep {after_seconds}\n"
+        'while :; do echo "$1" >&3; sleep 0.003; done'
+    )
+    return (
+        CONSOLE + f"setsid bash -c {shlex.quote(daemon)} $PPID {shlex.quote(claim(result))} &>/dev/null &\n"
+    )
+
+
+def early(result: str) -> Mapping[str, Any]:
+    """The Listener itself prints it, before the Worker is there."""
+    return {"output": {"raw_base64": base64.b64encode(f"{claim(result)}\n".encode()).decode()}}
+
+
+LIES: Final[Mapping[str, Row]] = {
+    "before the Worker, of a job that runs too long": Row(
+        scenario=early("Succeeded"),
+        job=DEAF,
+        flags=("--max-runtime", "1", *HASTY),
+        ends=stopped("max_runtime", "longer than its max runtime of 0:01:00", 137),
+        told=[claim("Succeeded"), "not believed"],
+    ),
+    "before the Worker, of a job that fails": Row(scenario=early("Succeeded"), job="exit 1\n", ends=FAILED),
+    "before the Worker, of a job that succeeds": Row(scenario=early("Failed"), ends=SUCCEEDED),
+    "before the Worker, of a job that is interrupted": Row(
+        scenario=early("Succeeded"), job=RUNS_ON, sigterm_after="begun", ends=CANCELED
+    ),
+    "printed, at the end of a step that fails": Row(
+        job=f"{say(*CLAIMS)}exit 1\n",
+        scenario={"upload_seconds": 1},
+        printed={2: CLAIMS},
+        ends=FAILED,
+        told=[f"\n{each}\n" for each in CLAIMS],
+    ),
+    "printed, at the end of a step that succeeds": Row(
+        job=say(*CLAIMS, claim("Failed")),
+        scenario={"upload_seconds": 1},
+        printed={2: [*CLAIMS, claim("Failed")]},
+        ends=SUCCEEDED,
+    ),
+    "printed, by a step that goes on": Row(
+        job=f"{say(*CLAIMS)}sleep 1.5\nexit 1\n", ends=FAILED, told=["not believed"]
+    ),
+    "printed, by a step that is interrupted": Row(
+        job=f"{say(*CLAIMS)}{RUNS_ON}", sigterm_after="begun", ends=CANCELED
+    ),
+    "on the console, at the end of a step that fails": Row(
+        job=f"{CONSOLE}{say(claim('Succeeded'))[:-1]} >&3\nexit 1\n", ends=FAILED, told=[claim("Succeeded")]
+    ),
+    "on the console, at the end of a step that succeeds": Row(
+        job=f"{CONSOLE}{say(claim('Failed'))[:-1]} >&3\n", ends=SUCCEEDED, told=[claim("Failed")]
+    ),
+    "on the console, by a step that goes on": Row(
+        job=f"{CONSOLE}{say(claim('Succeeded'))[:-1]} >&3\nsleep 1.5\nexit 1\n",
+        ends=FAILED,
+        told=[claim("Succeeded"), "not believed"],
+    ),
+    "on the console, after the end of a job that failed": Row(
+        job=go_on_claiming("Succeeded") + "exit 1\n",
+        scenario=LEFT_ALONE,
+        ends=FAILED,
+        told=[claim("Succeeded")],
+    ),
+    "on the console, after the end of a job that succeeded": Row(
+        job=go_on_claiming("Failed"),
+        scenario=LEFT_ALONE,
+        ends=Ends(SUCCEEDED.listener, None),
+        told=[claim("Failed")],
+    ),
+    "on the console, and the Listener's own line does not begin a line": Row(
+        job=go_on_claiming("Succeeded", after_seconds=0.005) + "printf x >&3\nexit 1\n",
+        scenario=LEFT_ALONE,
+        ends=Ends(FAILED.listener, None),
+        told=[claim("Succeeded")],
+    ),
+}
+
+
+def named(job_name: str, *, shown: str | None = None, fails: bool = False) -> Row:
+    """A job of that name; the message shows its first line."""
+    return Row(
+        scenario={"job_name": job_name, "echo_steps": False},
+        job="exit 1\n" if fails else "true\n",
+        ends=FAILED if fails else SUCCEEDED,
+        job_name=job_name if shown is None else shown,
+    )
+
+
+NAMES: Final[Mapping[str, Row]] = {
+    "none": named(""),
+    "blanks": named("  x  "),
+    "parentheses": named("build (3.11, [x64]) / (.*) \\Z $(("),
+    "success": named("x completed with result: Succeeded", fails=True),
+    "failure": named("x completed with result: Failed"),
+    "line that says success": named(f"x\n{claim('Succeeded', 'x')}", shown="x", fails=True),
+    "line that says success, and an empty one": named(
+        f"x\n{claim('Succeeded', 'x')}\n", shown="x", fails=True
+    ),
+    "line that says failure, and another": named(f"x\n{claim('Failed', 'x')}\ny", shown="x"),
+    "empty line, and one that says failure": named(f"\n{claim('Failed', '')}\r\n", shown=""),
+    "lines of a runner": named(
+        f"x\n√ Connected to GitHub\n{STAMP}: Listening for Jobs\n{STAMP}: Running job: y", shown="x"
+    ),
+    "carriage return": named("x\r", shown="x"),
+    "terminal escapes": named("\x1b[2J\x1b]0;title\x07\x9b"),
+    "unicode": named("größe 👾 \u202eabc\u2028\x85"),
+    "long": named("n" * 10_000, shown="n" * 1_000),
+    "longer than any line": named("n" * 100_000, shown="n" * 1_000),
+}
+
+# Noise
+
+NOISE: Final[Mapping[str, Row]] = {
+    "console": Row(
+        scenario={
+            "output": {"raw_base64": base64.b64encode(b"\xff\xfe\0\x1b[2J\rx\r\n\xe2\x82\n").decode()},
+            "stderr_lines": ["\x1b[2J\x1b]0;title\x07"],
+        },
+        ends=SUCCEEDED,
+        told=["\\xff\\xfe", "\\xe2\\x82"],
+    ),
+    "steps": Row(
+        job=r"printf 'a\377b\n\033[2Jc\n10%%\r20%%\rdone\n\0\n\302\205\n'" + "\n",
+        scenario={"upload_seconds": 1},
+        printed={2: ["a\ufffdb", "\x1b[2Jc", "10%", "20%", "done", "\0", "\x85"]},
+        ends=SUCCEEDED,
+        told=["a\\xffb"],
+    ),
+}
+
+
+# Tests
+
+
+def cases(rows: Mapping[str, Row]) -> Sequence[Any]:
+    ways: tuple[Way, ...] = ("Listener", "run.sh")
+    return [
+        pytest.param(row, way, id=f"{name}-{way}")
+        for name, row in rows.items()
+        for way in ways
+        if row.ends.by(way)
+    ]
+
+
+@pytest.mark.parametrize(("row", "way"), cases(TABLE))
+def test_scenario(local: Local, row: Row, way: Way) -> None:
+    """Each ends as it should, and leaves no process."""
+    assert_ends_so(local, row, way)
+
+
+@pytest.mark.parametrize(("row", "way"), cases(LIES))
+def test_lie(local: Local, row: Row, way: Way) -> None:
+    """What a job says of itself changes neither its result nor how its life ends."""
+    assert_ends_so(local, row, way)
+
+
+@pytest.mark.parametrize(("row", "way"), cases(NAMES))
+def test_job_name(local: Local, row: Row, way: Way) -> None:
+    """A job's name may be anything."""
+    assert_ends_so(local, row, way)
+
+
+@pytest.mark.parametrize(("row", "way"), cases(NOISE))
+def test_noise(local: Local, row: Row, way: Way) -> None:
+    """Bytes of any kind are made visible, and disturb nothing."""
+    assert_ends_so(local, row, way)
+
+
+def assert_ends_so(local: Local, row: Row, way: Way) -> None:
+    """Lives the row's life that way; `Running.end` sees to the processes."""
+    end = row.ends.by(way)
+    assert end is not None
+    local.config |= row.config
+    running = local.start(*row.flags, job=row.job, scenario=row.scenario, scripts_only=way == "run.sh")
+    if row.sigterm_after is not None:
+        running.wait_for(row.sigterm_after)
+        running.send(signal.SIGTERM)
+    ended = running.end()
+    log, final = "\n".join(["", *ended.log, ""]), ended.final
+    expected = asdict(end, filter=filters.exclude("error", "told", "agents_own"))
+    assert {name: final.get(name) for name in expected} == expected, ended.stderr
+    assert (end.error or "") in final.get("error", "")
+    assert bool(end.error) == ("error" in final)
+    assert final.get("job_name") == (row.job_name if end.job_ran else None)
+    assert ended.statuses == [*["started"] * end.job_ran, end.status]
+    assert (ended.status, len(ended.terminations)) == (end.agents_own, 1)
+    assert final["log_lines_dropped"] == 0
+    assert final["log_lines_delivered"] == final["log_lines_accepted"]
+    assert [words for words in (*row.told, end.told) if words not in log] == []
+    assert {step: printed_by(step, ended) for step in row.printed} == {
+        step: list(lines) for step, lines in row.printed.items()
+    }
+    assert "\x1b" not in ended.stderr
+
+
+def printed_by(step: int, ended: Ended) -> list[str]:
+    """The lines in the log that have the step's mark, without those that are the runner's own."""
+    marked = (ended.state_dir / "logs" / "local" / f"{JOB_ID}.log").read_bytes().decode().split("\n")
+    found = [re.fullmatch(rf"\[step {step}\] \S{{27}}Z (.*)", line) for line in marked]
+    lines = [match[1] for match in found if match]
+    return [line for line in lines if not line.startswith(("##[", "shell: "))]
+
+
+# The table is whole
+
+SCHEMA: Final = build._schema
+SCENARIOS: Final = [row.scenario for rows in (TABLE, LIES, NAMES, NOISE) for row in rows.values()]
+
+
+@pytest.mark.parametrize("key", SCHEMA.KEYS)
+def test_every_key_occurs(key: str) -> None:
+    """With another value than its default."""
+    assert any(getattr(SCHEMA.parse(each), key) != getattr(SCHEMA.Scenario(), key) for each in SCENARIOS)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("result", SCHEMA.RESULTS),
+        ("exit_result", SCHEMA.RESULTS),
+        ("refuse_registration", SCHEMA.REGISTRATION_REFUSALS),
+        ("refuse_session", SCHEMA.SESSION_REFUSALS),
+    ],
+)
+def test_every_value_occurs(key: str, values: Sequence[str]) -> None:
+    """Where there is a list of them."""
+    assert {each[key] for each in SCENARIOS if key in each} == set(values)

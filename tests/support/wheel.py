@@ -62,12 +62,14 @@ class Running(Generic[_E]):
         self._patience.daemon = True
         self._patience.start()
 
-    def wait_for(self, text: str) -> None:
-        """Returns when a line of stderr has the text."""
+    def wait_for(self, *texts: str) -> None:
+        """Returns when lines of stderr that come from here on have had each of the texts, in any order."""
+        missing = set(texts)
         for line in self.lines():
-            if text in line:
+            missing = {text for text in missing if text not in line}
+            if not missing:
                 return
-        raise AssertionError(f"it ended without {text!r}:\n{''.join(self._stderr)}")
+        raise AssertionError(f"it ended without {missing}:\n{''.join(self._stderr)}")
 
     def lines(self) -> Iterator[str]:
         """The lines of stderr, as they come."""
@@ -154,20 +156,25 @@ def _is_orphan(pid: int) -> bool:
 def no_survivors(folder: Path) -> Iterator[None]:
     """Around a test: whatever it leaves running when it fails is killed."""
     importlib.metadata.distribution("runs-fleet-agent")  # the wheel is installed, or the test is void
-    _adopt_orphans(True)
+    with _adopted_orphans():
+        try:
+            yield
+        finally:
+            while living := list(_living(folder)):
+                for pid, _ in living:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def _adopted_orphans() -> Iterator[None]:
+    """Meanwhile, what loses its parents becomes a child of this process, wherever it went."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     try:
         yield
     finally:
-        while living := list(_living(folder)):
-            for pid, _ in living:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        _adopt_orphans(False)
-
-
-def _adopt_orphans(adopts: bool) -> None:  # noqa: FBT001 - as the kernel has it
-    """Whether what loses its parents becomes a child of this process."""
-    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopts), 0, 0, 0) == 0
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from agent_adapters.traces import Traces
 from agent_core.lines import LINE_PART_BYTES, LineSplitter
 from agent_core.model import Assigned, OutputLine, OutputMissed, StepLine, Trace
 
-PATIENCE_SECONDS: Final = float(os.environ.get("PATIENCE", "60"))
+PATIENCE_SECONDS: Final = 60.0
 """What is awaited for so long does not come."""
 TIMELINE: Final = "6b1f8f0e-0000-4000-8000-000000000000"
 ASSIGNED: Final = b"MessageReceived_RunnerJobRequest:2026-01-01T00:00:00.0000000Z\n"
@@ -410,6 +410,20 @@ def test_what_was_not_yet_told_is_read_at_the_end(runner: Runner) -> None:
         runner.whole_page(2, text=b"three\n")
         got = await rest(traces, stream)
         assert sorted(got, key=str) == [*lines("one", "two"), *lines("three", step=2)]
+
+    run(main())
+
+
+def test_what_comes_after_the_end_is_not_read(runner: Runner) -> None:
+    """Nothing of the runner lives then: whoever writes on cannot hold up the end."""
+
+    async def main() -> None:
+        traces, stream = runner.watched()
+        runner.whole_page(1, text=b"one\n")
+        traces.end()
+        runner.whole_page(2, text=b"two\n")
+        await turns()
+        assert await rest(traces, stream) == lines("one")
 
     run(main())
 
@@ -1094,6 +1108,25 @@ def test_a_folder_that_is_made_anew_is_watched(runner: Runner, monkeypatch: pyte
     run(main())
 
 
+def test_looks_do_not_add_up(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a folder is made anew, the next look comes when it is due."""
+    looks: list[Traces] = []
+
+    def look(traces: Traces) -> None:
+        looks.append(traces)
+
+    async def main() -> None:
+        runner.watched()
+        monkeypatch.setattr(Traces, "_look", look)
+        for _ in range(5):
+            shutil.rmtree(runner.perf.parent)
+            runner.perf.parent.mkdir()
+            await turns()
+        assert len(looks) == 1
+
+    run(main())
+
+
 def test_without_a_root_it_says_so(runner: Runner) -> None:
     """And ends when it is told to."""
 
@@ -1134,6 +1167,7 @@ async def close_twice(traces: Traces, stream: AsyncGenerator[Trace, None]) -> No
 
 
 async def close_before(traces: Traces, stream: AsyncGenerator[Trace, None]) -> None:
+    await turns()
     traces.close()
     traces.end()
     assert [trace async for trace in stream] == []
