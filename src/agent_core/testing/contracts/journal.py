@@ -45,6 +45,8 @@ _FULL: Final = JournalRecord(
     jobs_run=("", "12", "67890"),
     installed=True,
     runner=(ProcessId(4712, 130.0), ProcessId(4713, 131.07)),
+    runner_logs_bucket="my-runner-logs",
+    runner_logs_prefix="here/",
     runner_version="2.336.0",
     started_at=datetime(2025, 11, 25, 10, 0, tzinfo=UTC),
     job_name='two\nlines, \x00, \u2028, \U0001f40d, "quotes" and \\',

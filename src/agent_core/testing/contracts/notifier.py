@@ -10,7 +10,7 @@ from typing import Final
 from attrs import asdict, evolve, fields
 
 from agent_core.errors import MessageRefusedError, NotifierDeniedError, NotifierUnavailableError
-from agent_core.model import JobResult, Status, StatusMessage, StopReason
+from agent_core.model import JobResult, LogUpload, Status, StatusMessage, StopReason
 from agent_core.phases import Phase
 from agent_core.ports import Notifier
 from agent_core.testing.contracts.contract import (
@@ -48,9 +48,11 @@ _FULL: Final = StatusMessage(
     job_ran=True,
     runner_exit_code=143,
     runner_version="2.336.0",
-    interrupted_by="SIGTERM",
+    interrupted_by="spot",
+    interruption_deadline=datetime(2025, 11, 25, 10, 4, tzinfo=UTC),
     stop_reason=StopReason.INTERRUPTED,
     error_phase=Phase.RUNNING,
+    log_upload=LogUpload.PARTIAL,
     log_lines_accepted=1000,
     log_lines_delivered=900,
     log_lines_rejected=60,
@@ -71,7 +73,7 @@ def _expected(message: StatusMessage) -> dict[str, object]:
 
 def _read(document: Mapping[str, object]) -> dict[str, object]:
     return {
-        key: datetime.fromisoformat(str(value)) if key.endswith("_at") else value
+        key: datetime.fromisoformat(str(value)) if key.endswith(("_at", "_deadline")) else value
         for key, value in document.items()
     }
 
