@@ -42,7 +42,7 @@ _SINGLE_LINES: Final = 500
 _PAUSE_SECONDS: Final = 0.005
 """From one of them to the next."""
 
-_CPU_RATIO: Final = 20
+_CPU_RATIO: Final = 25
 _QUIET_MILLISECONDS: Final = 5
 _QUIET_TURNS: Final = 4
 """The end of the measurement takes two."""

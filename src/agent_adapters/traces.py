@@ -276,9 +276,9 @@ class Traces:
         if self._untold:
             untold, self._untold = self._untold, []
             return untold
-        step = next(iter(self._news), None)
-        if step is None:
+        if not self._news:
             return ()
+        step = next(iter(self._news))
         del self._news[step]
         if not step.pages:
             return ()

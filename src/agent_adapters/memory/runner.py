@@ -237,6 +237,7 @@ class InMemoryRunnerProcess(RunnerProcess):
     async def remove(self) -> None:
         await asyncio.sleep(0)
         self.machine.installed = None
+        self.machine.diagnostics.clear()
         self.machine.registered = False
 
     def _require_files(self) -> None:
