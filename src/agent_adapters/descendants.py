@@ -83,8 +83,12 @@ class RunnerProcesses:
         return {process for process in found if not table[process.pid].is_dead}
 
     def has_worker(self) -> bool:
-        """Whether a process that works on a job is among them."""
-        return any(_name_of(process.pid) == _WORKER for process in self.find(()))
+        """Whether one that works on a job lives in a session that this process has made for the runner."""
+        leaders = {process.pid for process in self._started}
+        return any(
+            entry.name == _WORKER and entry.session in leaders and not entry.is_dead
+            for entry in process_table()
+        )
 
     def bury(self) -> None:
         """Lets dead orphans go for good; otherwise a job with many could use up all process numbers."""
@@ -126,14 +130,6 @@ class RunnerProcesses:
         except OSError:
             return False
         return os.fsencode(f"{_MARK}={self._tracking_id}") in variables
-
-
-def _name_of(pid: int) -> str:
-    """As ps and pgrep show it; empty where there is no such process."""
-    try:
-        return Path("/proc", str(pid), "comm").read_text("utf-8", "replace").strip()
-    except OSError:
-        return ""
 
 
 def _line_of(table: Mapping[int, ProcessEntry], pid: int) -> set[ProcessId]:

@@ -26,6 +26,8 @@ class ProcessEntry:
     """One row of the process table."""
 
     id: ProcessId
+    name: str
+    """Of its program, as ps shows it: 15 bytes at most, and whatever it calls itself."""
     parent_pid: int
     session: int
     is_dead: bool
@@ -53,10 +55,16 @@ def _entry(pid: int) -> ProcessEntry | None:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # proc(5): pid (comm) state ppid pgrp session … starttime is field 22; comm may hold anything, also ")".
-    state, parent, _group, session, terminal, *rest = stat.rpartition(")")[2].split()
+    head, _, tail = stat.rpartition(")")
+    state, parent, _group, session, terminal, *rest = tail.split()
     started = int(rest[14]) / _TICKS_PER_SECOND
     return ProcessEntry(
-        ProcessId(pid, started), int(parent), int(session), state in _DEAD_STATES, terminal != "0"
+        ProcessId(pid, started),
+        head.partition("(")[2],
+        int(parent),
+        int(session),
+        state in _DEAD_STATES,
+        terminal != "0",
     )
 
 

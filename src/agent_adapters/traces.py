@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 from attrs import Factory, define
 
 from agent_core.lines import LineSplitter
-from agent_core.model import Assigned, OutputLine, OutputMissed, StepLine, Trace
+from agent_core.model import Assigned, OutputLine, OutputMissed, StepLine, Trace, WorkerStarted
 
 __all__ = ["Traces"]
 
@@ -38,6 +38,7 @@ _FOLDERS: Final = (_DIAG, _PAGES, _PERF)
 _PAGE: Final = re.compile(_PAGES + r"/([0-9a-fA-F-]{36}_[0-9a-fA-F-]{36})_([1-9][0-9]{0,8})\.log")
 _MARK: Final = codecs.BOM_UTF8
 _COUNTERS: Final = "_diag/perf/Runner.perf"
+_WORKERS_COUNTERS: Final = "_diag/perf/Worker.perf"
 _ASSIGNED: Final = "MessageReceived_RunnerJobRequest"
 
 _FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -84,7 +85,7 @@ class Traces:
         self._news: dict[_Step, None] = {}
         """The steps that may have something to read; those that had their turn come last."""
         self._missed: set[str] = set()
-        self._untold: list[OutputMissed] = []
+        self._untold: list[OutputMissed | WorkerStarted] = []
         self._stirred = asyncio.Event()
         self._over = False
 
@@ -110,6 +111,7 @@ class Traces:
             self._watches = _Watches(self._hear)
         is_watched = self._watch()
         self._known.update(filter(_PAGE.fullmatch, self._paths(_PAGES)))
+        self._known.update({_WORKERS_COUNTERS} & {*self._paths(_PERF)})
         self._look()
         for page in self._listener.pages.values():
             page.skip()
@@ -221,6 +223,10 @@ class Traces:
     def _appear(self, path: str) -> None:
         """Takes note of a file; if it is a new page, or the Listener's counters, opens it at once."""
         found = _PAGE.fullmatch(path)
+        if path == _WORKERS_COUNTERS and path not in self._known:
+            self._known.add(path)
+            self._untold.append(WorkerStarted())
+            self._stirred.set()
         if path in self._known or not (found or path == _COUNTERS):
             return
         if len(self._known) >= _MOST_PAGES:
@@ -272,7 +278,7 @@ class Traces:
             self._stirred.set()
 
     def _next(self) -> Iterable[Trace]:
-        """What was missed, or else what the next read of the step whose turn it is brings."""
+        """What is to be told at once, or else what the next read of the step whose turn it is brings."""
         if self._untold:
             untold, self._untold = self._untold, []
             return untold

@@ -11,7 +11,7 @@ from agent_core.deadline import within
 from agent_core.events import JobAssigned, JobCompleted, JobStarted
 from agent_core.life import Life
 from agent_core.messenger import Messenger
-from agent_core.model import Assigned, JobResult, OutputMissed, StepLine, Trace
+from agent_core.model import Assigned, JobResult, OutputMissed, StepLine, Trace, WorkerStarted
 from agent_core.phases import Phase
 from agent_core.policy import WORKER_LOOK_SECONDS, Milestones
 from agent_core.status import disagreement, job_result
@@ -19,7 +19,7 @@ from agent_core.status import disagreement, job_result
 __all__ = ["Hearing"]
 
 
-class _Said(NamedTuple):
+class _Claim(NamedTuple):
     """A line said that the job completed, and how."""
 
     result: JobResult
@@ -36,8 +36,11 @@ class Hearing:
     def __init__(self, life: Life, messenger: Messenger) -> None:
         self._life, self._messenger = life, messenger
         self._runner = life.ports.runner_process
-        self._has_worked = False
-        self._said: list[_Said] = []
+        self._has_worked = self._disbelieves = False
+        self._claims: list[_Claim] = []
+        """What lines on the console said of how the job ended: each result once, the last one last."""
+        self._after_work: _Claim | None = None
+        """The first one that came when the worker had come and gone."""
         self.milestones = Milestones(first_started=0.0, started=0.0)
         self.moved_on = asyncio.Event()
         """Set with each new milestone."""
@@ -86,17 +89,25 @@ class Hearing:
         self._messenger.announce_start()
 
     async def _job_completed(self, name: str, result: JobResult) -> None:
-        if await self.has_worker():
-            self._life.warn("a line says that the job completed, but its worker is at work: not believed")
+        if self._after_work is None and await self.has_worker():
+            self._disbelieve()
             return
-        said = _Said(result, self._life.now())
-        self._said.append(said)
+        claim = _Claim(result, self._life.now())
+        self._claims = [*(each for each in self._claims if each.result is not result), claim]
+        if self._after_work is not None:
+            return
         self._life.emit(JobCompleted(name, result))
         self._reach(evolve(self.milestones, completed=_time()))
         if self._has_worked:
             # Otherwise it may be a piece of the job's name that says so; the end will tell.
-            self._life.chronicle.note(job_result=said.result, completed_at=said.at)
+            self._after_work = claim
+            self._life.chronicle.note(job_result=claim.result, completed_at=claim.at)
             self._life.settle()
+
+    def _disbelieve(self) -> None:
+        if not self._disbelieves:
+            self._life.warn("a line says that the job completed, but its worker is at work: not believed")
+        self._disbelieves = True
 
     # The files
 
@@ -113,6 +124,8 @@ class Hearing:
             case StepLine(step, line):
                 self._has_worked = True
                 self._life.print(line, step)
+            case WorkerStarted():
+                self._has_worked = True
             case Assigned():
                 self._life.emit(JobAssigned())
                 self.note_assigned()
@@ -139,8 +152,8 @@ class Hearing:
         """Whether a line said that the job completed, and was not true: there is a worker."""
         if self.milestones.completed is None or not await self.has_worker():
             return False
-        self._life.warn("a line said that the job completed, but its worker is at work: not believed")
-        self._said.clear()
+        self._disbelieve()
+        self._claims.clear()
         self._life.chronicle.note(job_result=None, completed_at=None)
         self._reach(evolve(self.milestones, completed=None))
         return True
@@ -149,8 +162,10 @@ class Hearing:
 
     def judge(self, exit_code: int | None) -> None:
         """What the job came to, once everything has been heard."""
-        result = job_result([said.result for said in self._said], exit_code)
-        completed_at = next((said.at for said in reversed(self._said) if said.result is result), None)
+        first = self._after_work
+        result = job_result([claim.result for claim in self._claims], exit_code, first and first.result)
+        claims = [first, *self._claims] if first else self._claims
+        completed_at = next((claim.at for claim in claims if claim.result is result), None)
         self._life.chronicle.note(job_result=result, completed_at=completed_at)
         if (words := disagreement(result, exit_code)) is not None:
             self._life.warn(words)

@@ -36,6 +36,7 @@ __all__ = [
     "StopRequest",
     "Trace",
     "Uploaded",
+    "WorkerStarted",
 ]
 
 _UNFIT_FOR_NAMES: Final = re.compile(r"[^\w.#-]|^\.+", re.ASCII)
@@ -179,6 +180,11 @@ class Assigned:
 
 
 @frozen
+class WorkerStarted:
+    """The runner has a worker now, for the one job of this start."""
+
+
+@frozen
 class StepLine:
     """A line that a step of the job printed, or a part of one."""
 
@@ -195,7 +201,7 @@ class OutputMissed:
     """One line for people."""
 
 
-Trace = Assigned | StepLine | OutputMissed
+Trace = Assigned | WorkerStarted | StepLine | OutputMissed
 """What a runner leaves in its files while it runs."""
 
 

@@ -153,7 +153,7 @@ class RunnerProcess(Protocol):
         ...
 
     def traces(self) -> AsyncIterator[Trace]:
-        """What the runner started last leaves in its files: that it was given a job, and what steps print.
+        """What the runner started last leaves in its files: of its job, its worker, and what steps print.
 
         It tells of each as it happens, of a step's lines in their order. It ends when the runner has ended,
         `kill` has been called after that, and all that there is has been read.

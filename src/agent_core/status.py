@@ -97,16 +97,24 @@ class Conclusion:
     error: str | None = None
 
 
-def job_result(said: Sequence[JobResult], exit_code: int | None) -> JobResult | None:
+def job_result(
+    said: Sequence[JobResult], exit_code: int | None, after_work: JobResult | None = None
+) -> JobResult | None:
     """What the job came to, from all lines on the console that say so and the runner's exit code together.
 
-    A job can make its runner say a line that is not true, before or after the runner's own: so one that the
-    exit code bears out counts. Otherwise it is the last one that counts. An exit code alone says that a job
-    failed, but not that it succeeded: 100 is also what is left of some faults of the runner.
+    A job can have lines there that are not true, before and after the runner's own. So the one counts that
+    the exit code bears out; else the first one after the work, or, where nobody saw that, the last one. An
+    exit code alone says that a job failed, but not that it succeeded: 100 is also what is left of some faults
+    of the runner.
+
+    Args:
+        said: what the lines say.
+        exit_code: the runner's.
+        after_work: what the first of them says that came when the job's worker had come and gone.
     """
     told = None if exit_code is None else RESULT_OF_EXIT.get(exit_code)
     if said:
-        return told if told in said else said[-1]
+        return told if told in said else after_work or said[-1]
     return None if told is None or told.is_success else told
 
 

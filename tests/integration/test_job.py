@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -17,12 +18,11 @@ import pytest
 from attrs import frozen
 from sample_runner.build import jit_config
 
-from agent_adapters.accounts import runs_as_root
 from support.faults import Answer, Fault, Hang, denied, wall_clock
 from support.instance import GROUP, Instance
 from support.instance import Ended as CloudEnded
 from support.local import Ended, Local, local_machine
-from support.users import NOBODY, needs_root, open_folder
+from support.users import NOBODY, OTHER_GROUP, needs_root, open_folder
 from support.wheel import COMMAND, JOB_ID, TOKEN, processes_of
 
 LONG_JOB: Final = "echo begun\nexec sleep 1000\n"
@@ -33,6 +33,8 @@ CREDENTIALS: Final = pytest.mark.parametrize(
     [{"jit_token": TOKEN}, {"jit_token": None, "jit_config": JIT_CONFIG}],
     ids=["token", "JIT config"],
 )
+RUNNER_IS_ROOT: Final = os.geteuid() == 0 and "runner" not in {entry.pw_name for entry in pwd.getpwall()}
+"""Where nobody says what it is to be."""
 UNCLEAN: Final = "the runner's root is not clean"
 
 
@@ -69,10 +71,11 @@ def test_runner_says_goodbye(local: Local, more: signal.Signals | None, *, scrip
     """However often the agent is asked to stop, it asks the runner once, and waits for it."""
     local.config["runner_logs_bucket"] = "runner-logs-of-the-fleet"
     scenario = {"cancel_seconds": 5}
-    running = local.start(job=LONG_JOB, scenario=scenario, scripts_only=scripts_only)
+    wrapper = ("env", "--default-signal=INT")
+    running = local.start(job=LONG_JOB, scenario=scenario, scripts_only=scripts_only, wrapper=wrapper)
     running.wait_for("begun")
     running.send(signal.SIGTERM)
-    running.wait_for("stop: interrupted by SIGTERM")
+    running.wait_for("Exiting...")
     if more is not None:
         running.send(more)
         running.wait_for(f"stop: interrupted by {more.name} (ending already)")
@@ -132,11 +135,16 @@ class Users:
     """The agent's files are also the runner's user's."""
 
 
-def becoming_nobody(folder: Path) -> tuple[str, ...]:
-    """What to start the agent with, so that it is nobody, and the folder its own."""
-    wrapper = ("setpriv", f"--reuid={NOBODY.uid}", f"--regid={NOBODY.gid}", "--clear-groups")
+def privileges(*options: str) -> tuple[str, ...]:
+    """What to start the agent with, so that it has these; skips the test where that cannot be done."""
     if shutil.which("setpriv") is None:
         pytest.skip("there is no setpriv")
+    return ("setpriv", *options)
+
+
+def becoming_nobody(folder: Path) -> tuple[str, ...]:
+    """What to start the agent with, so that it is nobody, and the folder its own."""
+    wrapper = privileges(f"--reuid={NOBODY.uid}", f"--regid={NOBODY.gid}", "--clear-groups")
     if subprocess.run([*wrapper, COMMAND, "--version"], capture_output=True, check=False).returncode != 0:
         pytest.skip(f"user {NOBODY.name} may not run {COMMAND}")
     os.chown(folder, NOBODY.uid, NOBODY.gid)
@@ -154,7 +162,7 @@ def users(request: pytest.FixtureRequest, open_local: Local) -> Users:
         case "agent":
             return Users(wrapper=becoming_nobody(open_local.folder), may_read_files=True)
         case _:
-            return Users(are_apart=not runs_as_root(None), may_read_files=True)
+            return Users(are_apart=not RUNNER_IS_ROOT, may_read_files=True)
 
 
 def spy(local: Local, loot: Path) -> str:
@@ -250,7 +258,7 @@ def test_log_spool_is_private(open_local: Local) -> None:
 
 @needs_root
 def test_runner_user(open_local: Local) -> None:
-    """The job is that user, with its home and its groups; the runner's root is its own, and goes at last."""
+    """The job is that user, in none of the agent's groups; the runner's root is its own, and goes at last."""
     local = open_local
     local.config["runner_logs_bucket"] = "runner-logs-of-the-fleet"
     root = local.state_dir / "runner"
@@ -260,7 +268,8 @@ def test_runner_user(open_local: Local) -> None:
         f"touch {local.state_dir}/mine || echo the state folder is closed\n"
         "mkdir -p made/by/it\nchmod 0 made/by\n"
     )
-    ended = local.run("--runner-user", NOBODY.name, "--job-environment", "A=1", job=job)
+    flags = ("--runner-user", NOBODY.name, "--job-environment", "A=1")
+    ended = local.run(*flags, job=job, wrapper=privileges(f"--groups={OTHER_GROUP}"))
     final = assert_end(ended, "started", "success")
     groups = " ".join(map(str, os.getgrouplist(NOBODY.name, NOBODY.gid)))
     variables = " ".join(f"{name}={value}" for name, value in NOBODY.variables.items())
@@ -316,8 +325,8 @@ def test_runner_user_that_is_shut_out(open_local: Local, credential: Mapping[str
 @needs_root
 def test_runner_that_is_root(local: Local) -> None:
     """It is warned of, with the fix, unless somebody wants it so."""
-    if not runs_as_root(None):
-        pytest.skip("there is a user `runner`, which the runner would run as")
+    if not RUNNER_IS_ROOT:
+        pytest.skip("there is a user `runner`, which the runner runs as")
     warning = "the runner runs as root: make a user `runner`, or set RUNS_FLEET_RUNNER_USER"
     ended = local.run(job="id -un\n")
     assert_end(ended, "started", "success")
@@ -552,6 +561,7 @@ def test_spot_notice_that_is_near(instance: Instance) -> None:
     final = assert_end(ended, "started", "interrupted")
     assert (final["stop_reason"], final["interrupted_by"]) == ("interrupted", "spot")
     assert datetime.fromisoformat(final["interruption_deadline"]) == deadline
+    assert datetime.fromisoformat(final["completed_at"]) <= deadline - timedelta(seconds=15)
     for operation in ("sqs:SendMessage", "ec2:TerminateInstances"):
         assert instance.aws.wait_for(operation, status=200)[-1].at <= latest, operation
 

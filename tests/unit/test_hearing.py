@@ -79,6 +79,15 @@ def test_line_and_exit_code_together(
     assert job_result(said, exit_code) is result
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "result"), [(0, JobResult.FAILED), (102, JobResult.FAILED), (100, JobResult.SUCCEEDED)]
+)
+def test_the_first_line_after_the_work(exit_code: int, result: JobResult) -> None:
+    """Who comes after the runner's own word is not the runner, unless its exit code says so."""
+    said = [JobResult.CANCELED, JobResult.FAILED, JobResult.SUCCEEDED]
+    assert job_result(said, exit_code, JobResult.FAILED) is result
+
+
 @given(st.lists(st.sampled_from(JobResult)), st.none() | st.integers(0, 255))
 def test_a_result_has_a_source(said: list[JobResult], exit_code: int | None) -> None:
     """It was said, or it is a failure that the code tells of; that it is another than the code's is told."""
@@ -136,6 +145,19 @@ def test_a_job_that_says_how_it_ends(exit_code: int | None, result: JobResult, w
     assert final(world).duration_seconds == 600
     assert sum(isinstance(event, JobCompleted) for event in world.events) == 1
     assert "its worker is at work: not believed" in warnings(world)
+
+
+@pytest.mark.parametrize("exit_code", [None, 0])
+def test_a_daemon_that_says_how_the_job_ended(exit_code: int | None) -> None:
+    """What comes after the runner's own word changes nothing, how often ever it comes."""
+    script = RunnerScript(
+        result=JobResult.FAILED, exit_code=exit_code, exit_after=5, last_words=(LIE,) * 1000
+    )
+    world = World(script=script)
+    live(world)
+
+    assert (final(world).status, final(world).job_result) == (Status.FAILURE, JobResult.FAILED)
+    assert final(world).completed_at == EPOCH + timedelta(seconds=7 + 30)
 
 
 @pytest.mark.parametrize("exit_code", [None, 0])

@@ -57,6 +57,7 @@ SCRIPTS = st.builds(
     job_seconds=st.one_of(st.none(), SECONDS, SECONDS, st.floats(0, 30_000)),
     crash_after=st.one_of(st.none(), st.none(), st.none(), SECONDS),
     result=st.one_of(st.none(), st.sampled_from(JobResult)),
+    last_words=st.lists(st.sampled_from(LIES), max_size=2, unique=True).map(tuple),
     exit_after=st.one_of(st.none(), st.floats(0, 90), st.floats(0, 90)),
     exit_code=st.sampled_from([0, None, None, None, 1, 134]),
     cancel_seconds=st.one_of(st.none(), st.floats(0, 120), st.floats(0, 120)),

@@ -27,6 +27,7 @@ from agent_core.model import (
     Secret,
     StepLine,
     Trace,
+    WorkerStarted,
 )
 from agent_core.ports import (
     BinaryStore,
@@ -118,6 +119,8 @@ class RunnerScript:
     """From the job's start: the runner dies, with `exit_code`, or 1."""
     result: JobResult | None = JobResult.SUCCEEDED
     """None: the job is lost; no line tells its result."""
+    last_words: tuple[str, ...] = ()
+    """What comes on the console after that, whoever puts it there."""
     exit_after: float | None = 0.5
     """From the job's completion; None: it never ends by itself."""
     exit_code: int | None = None
@@ -275,6 +278,7 @@ class InMemoryRunnerProcess(RunnerProcess):
         await asyncio.sleep(spent)
         self._worker = self.machine.new_process()
         self.machine.runner_alive.add(self._worker)
+        self._traces.put_nowait(WorkerStarted())
         for line in script.output:
             self._print(line)
         for number, lines in enumerate([*script.steps, self._variables_shown()], 1):
@@ -293,12 +297,16 @@ class InMemoryRunnerProcess(RunnerProcess):
             return 0
         if script.result is not None:
             self._log_completion(_RESULT_WORDS[script.result])
+        for line in script.last_words:
+            self._print(line)
         interrupted = await self._interrupted_within(script.exit_after)
-        if interrupted:
-            return 0
-        if script.exit_code is None:
-            return 100 if script.result is None else 100 + list(JobResult).index(script.result)
-        return script.exit_code
+        return 0 if interrupted else self._exit_code()
+
+    def _exit_code(self) -> int:
+        script = self.script
+        if script.exit_code is not None:
+            return script.exit_code
+        return 100 if script.result is None else 100 + list(JobResult).index(script.result)
 
     def _variables_shown(self) -> Sequence[str]:
         name = self.script.prints_variable

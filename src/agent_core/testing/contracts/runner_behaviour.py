@@ -8,7 +8,7 @@ from typing import Final
 from attrs import frozen
 
 from agent_core.console import Console, ConsoleEvent
-from agent_core.model import Assigned, OutputLine, OutputMissed, StepLine
+from agent_core.model import Assigned, OutputLine, OutputMissed, StepLine, WorkerStarted
 from agent_core.ports import RunnerProcess
 
 __all__ = ["JOB_NAME", "Heard", "RunnerBehaviour", "Seen"]
@@ -109,7 +109,7 @@ class Seen:
     """Reads the traces of the runner started last, to their end, in the background."""
 
     def __init__(self, runner: RunnerProcess) -> None:
-        self.assigned = 0
+        self.assigned = self.workers = 0
         self._traces: list[StepLine] = []
         self._news = asyncio.Event()
         self._reading = asyncio.create_task(self._read(runner), name="follower")
@@ -120,6 +120,8 @@ class Seen:
                 match trace:
                     case Assigned():
                         self.assigned += 1
+                    case WorkerStarted():
+                        self.workers += 1
                     case StepLine():
                         self._traces.append(trace)
                     case OutputMissed(detail):

@@ -393,7 +393,7 @@ class RunnerProcessContract(Contract, ABC):
         async with self._started(runner) as heard, self._watched(runner) as seen:
             await seen.until(lambda: any("begun" in line for line in seen.lines))
             await heard.until(Running)
-            assert seen.assigned == 1
+            assert (seen.assigned, seen.workers) == (1, 1)
             await runner.kill()
             await runner.wait()
             await seen.end()
@@ -425,6 +425,7 @@ class RunnerProcessContract(Contract, ABC):
         runner = await self._registered(RunnerBehaviour(vanishes=True))
         async with self._started(runner) as heard, self._watched(runner) as seen:
             await seen.until(lambda: seen.assigned > 0)
+            assert seen.workers == 0
             assert not await runner.has_worker()
             await runner.interrupt()
             await heard.end()
