@@ -36,7 +36,7 @@ class Hearing:
     def __init__(self, life: Life, messenger: Messenger) -> None:
         self._life, self._messenger = life, messenger
         self._runner = life.ports.runner_process
-        self._has_worked = self._disbelieves = False
+        self._has_worked = self._lied = False
         self._claims: list[_Claim] = []
         """What lines on the console said of how the job ended: each result once, the last one last."""
         self._after_work: _Claim | None = None
@@ -89,6 +89,8 @@ class Hearing:
         self._messenger.announce_start()
 
     async def _job_completed(self, name: str, result: JobResult) -> None:
+        # Asked before the look: a worker that starts meanwhile has not ended.
+        has_worked = self._has_worked
         if self._after_work is None and await self.has_worker():
             self._disbelieve()
             return
@@ -98,16 +100,16 @@ class Hearing:
             return
         self._life.emit(JobCompleted(name, result))
         self._reach(evolve(self.milestones, completed=_time()))
-        if self._has_worked:
+        if has_worked:
             # Otherwise it may be a piece of the job's name that says so; the end will tell.
             self._after_work = claim
             self._life.chronicle.note(job_result=claim.result, completed_at=claim.at)
             self._life.settle()
 
     def _disbelieve(self) -> None:
-        if not self._disbelieves:
+        if not self._lied:
             self._life.warn("a line says that the job completed, but its worker is at work: not believed")
-        self._disbelieves = True
+        self._lied = True
 
     # The files
 
@@ -163,7 +165,8 @@ class Hearing:
     def judge(self, exit_code: int | None) -> None:
         """What the job came to, once everything has been heard."""
         first = self._after_work
-        result = job_result([claim.result for claim in self._claims], exit_code, first and first.result)
+        said = [claim.result for claim in self._claims]
+        result = job_result(said, exit_code, first and first.result, lied=self._lied)
         claims = [first, *self._claims] if first else self._claims
         completed_at = next((claim.at for claim in claims if claim.result is result), None)
         self._life.chronicle.note(job_result=result, completed_at=completed_at)

@@ -98,7 +98,11 @@ class Conclusion:
 
 
 def job_result(
-    said: Sequence[JobResult], exit_code: int | None, after_work: JobResult | None = None
+    said: Sequence[JobResult],
+    exit_code: int | None,
+    after_work: JobResult | None = None,
+    *,
+    lied: bool = False,
 ) -> JobResult | None:
     """What the job came to, from all lines on the console that say so and the runner's exit code together.
 
@@ -111,11 +115,18 @@ def job_result(
         said: what the lines say.
         exit_code: the runner's.
         after_work: what the first of them says that came when the job's worker had come and gone.
+        lied: the job was caught at saying such a line. Then none is believed that says better than another
+            one, or than the exit code.
     """
     told = None if exit_code is None else RESULT_OF_EXIT.get(exit_code)
-    if said:
-        return told if told in said else after_work or said[-1]
-    return None if told is None or told.is_success else told
+    bad = None if told is None or told.is_success else told
+    if not said:
+        return bad
+    if told in said:
+        return told
+    if lied and (worse := next((each for each in (bad, *said) if each and not each.is_success), None)):
+        return worse
+    return after_work or said[-1]
 
 
 def disagreement(result: JobResult | None, exit_code: int | None) -> str | None:

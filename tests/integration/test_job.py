@@ -549,11 +549,13 @@ def numbers_of(lines: list[str]) -> list[int]:
 
 
 def test_spot_notice_that_is_near(instance: Instance) -> None:
-    """A runner that does not stop gets no more than what leaves time for the end of everything else."""
-    instance.put_config()
+    """A runner that does not stop, and services that hang, leave time for the messages and the end."""
+    instance.put_config(runner_logs_bucket=instance.aws.bucket())
     instance.publish(LONG_JOB, {"ignore_sigint": True, "cancel_seconds": 1000})
-    running = instance.start()
+    running = instance.start(variables={"RUNS_FLEET_CONFIG_BUCKET": ""})
     running.wait_for("begun")
+    for match in ("logs:*", "s3:*"):
+        instance.aws.faults.plan(match, Hang())
     deadline = wall_clock().replace(microsecond=0) + timedelta(seconds=60)
     instance.imds.spot_notice(deadline)
     latest = monotonic() + (deadline - wall_clock()).total_seconds() - 15

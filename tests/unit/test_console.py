@@ -218,6 +218,45 @@ def test_a_job_whose_name_has_line_breaks_has_its_result(name: str, word: str) -
     assert events[-1] == Completed(first_line, RESULTS[word])
 
 
+@settings(RELAXED, max_examples=300)
+@given(NAME_LINES, st.sampled_from(tuple(RESULTS)))
+@example(f"x\n{completed('x')}", "Failed")
+@example(f"x\n{completed('x')}\nlast line", "Failed")
+@example(f"x\n{completed('x')}\n", "Failed")
+@example(f"x\n{STAMP}Job x", "Failed")
+def test_a_name_that_is_repeated_is_only_a_name(name: str, word: str) -> None:
+    """Where the runner says that the job has completed, it says so once, whatever else is in the name."""
+    console = Console()
+    for line in printed(running(name)):
+        console.feed(OutputLine(line))
+
+    events = [console.feed(OutputLine(line)) for line in printed(completed(name, word))]
+
+    first_line, *_ = name.split("\n")
+    assert [event for event in events if event] == [Completed(first_line, RESULTS[word])]
+
+
+def test_a_carriage_return_ends_no_name() -> None:
+    """It is lost where it stands at a line's end, and is there in the middle of one."""
+    assert read(*printed(running("x\r")), *printed(completed("x\r", "Failed"))) == [
+        Running("x"),
+        Completed("x", JobResult.FAILED),
+    ]
+
+
+@pytest.mark.parametrize("word", RESULTS)
+def test_a_name_longer_than_a_piece_of_a_line(word: str) -> None:
+    """The result is in another piece."""
+    name = "n" * 200_000
+    console, splitter = Console(), LineSplitter()
+    lines = splitter.feed(f"{running(name)}\nhello\n{completed(name, word)}\n".encode())
+
+    *_, last = filter(None, map(console.feed, lines))
+
+    assert isinstance(last, Completed)
+    assert (last.result, set(last.job_name)) == (RESULTS[word], {"n"})
+
+
 @RELAXED
 @given(st.lists(st.builds(OutputLine, FRAGMENTS | st.text(st.characters()), st.booleans()), max_size=10))
 def test_never_raises(lines: Sequence[OutputLine]) -> None:

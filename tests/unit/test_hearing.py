@@ -88,6 +88,21 @@ def test_the_first_line_after_the_work(exit_code: int, result: JobResult) -> Non
     assert job_result(said, exit_code, JobResult.FAILED) is result
 
 
+@pytest.mark.parametrize(
+    ("said", "exit_code", "result"),
+    [
+        ([JobResult.SUCCEEDED], 102, JobResult.FAILED),
+        ([JobResult.SUCCEEDED], 100, JobResult.SUCCEEDED),
+        ([JobResult.SUCCEEDED, JobResult.FAILED], 0, JobResult.FAILED),
+        ([JobResult.FAILED, JobResult.SUCCEEDED], 0, JobResult.FAILED),
+        ([JobResult.SUCCEEDED], 0, JobResult.SUCCEEDED),
+    ],
+)
+def test_a_job_that_was_caught_lying(said: list[JobResult], exit_code: int, result: JobResult) -> None:
+    """Of what is left, the worst counts."""
+    assert job_result(said, exit_code, said[0], lied=True) is result
+
+
 @given(st.lists(st.sampled_from(JobResult)), st.none() | st.integers(0, 255))
 def test_a_result_has_a_source(said: list[JobResult], exit_code: int | None) -> None:
     """It was said, or it is a failure that the code tells of; that it is another than the code's is told."""
