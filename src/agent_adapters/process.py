@@ -217,7 +217,9 @@ class SubprocessRunnerProcess(RunnerProcess):
                 looks_in_vain += 1
                 continue
             looks_in_vain = 0
-            kept = {process for process in left if not kill(process)}
+            # The oldest first: a parent has no time to make something of its child's end.
+            eldest_first = sorted(left, key=lambda process: (process.started, process.pid))
+            kept = {process for process in eldest_first if not kill(process)}
             if kept == left:
                 pids = ", ".join(str(process.pid) for process in sorted(kept))
                 raise RunnerUnavailableError(f"these processes may not be killed: {pids}")

@@ -97,6 +97,8 @@ class Hearing:
         claim = _Claim(result, self._life.now())
         self._claims = [*(each for each in self._claims if each.result is not result), claim]
         if self._after_work is not None:
+            # The runner says it once.
+            self._lied |= result is not self._after_work.result
             return
         self._life.emit(JobCompleted(name, result))
         self._reach(evolve(self.milestones, completed=_time()))

@@ -486,12 +486,6 @@ LIES: Final[Mapping[str, Row]] = {
         ends=Ends(SUCCEEDED.listener, None),
         told=[claim("Failed")],
     ),
-    "on the console, after the Listener's own, which does not begin a line": Row(
-        job=surround("x", claim("Succeeded")) + "exit 1\n",
-        scenario={"clean_orphans": False},
-        ends=Ends(FAILED.listener, None),
-        told=[f"{claim('Succeeded')}\n"],
-    ),
 }
 
 
