@@ -33,7 +33,7 @@ lives: $(VENV)/dev.installed ## hold the invariants over 10,000 random lives
 	LIVES=10000 $(BIN)/pytest tests/unit/test_invariants.py -k every_life
 
 bench: $(VENV)/dev.installed ## measure, and hold the figures against their limits
-	@status=0; for program in provisioning delivery life; do \
+	@status=0; for program in provisioning delivery following life; do \
 	  echo "== $$program"; $(BIN)/python benchmarks/$$program.py || status=1; echo; \
 	done; exit $$status
 
