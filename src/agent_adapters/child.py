@@ -4,8 +4,8 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final, Self
 
@@ -104,25 +104,49 @@ def _spawn(
         # A handler is not inherited, and this one ignores it here all the same.
         signal.signal(signal.SIGINT, _ignore)
     try:
-        popen = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            umask=_UMASK,
-            user=None if account is None else account.uid,
-            group=None if account is None else account.gid,
-            extra_groups=None if account is None else account.groups,
-        )
+        with _offered_to_the_oom_killer():
+            popen = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                umask=_UMASK,
+                user=None if account is None else account.uid,
+                group=None if account is None else account.gid,
+                extra_groups=None if account is None else account.groups,
+            )
     except (OSError, ValueError) as exc:  # no system takes a NUL in an argument
         who = "" if account is None else f" as user {account.name}"
         raise RunnerUnavailableError(f"{command[0]} cannot be started{who}: {exc}") from exc
-    with suppress(OSError):  # it may have ended already
-        Path("/proc", str(popen.pid), "oom_score_adj").write_text(str(_OOM_SCORE))
+    _score(str(popen.pid), _OOM_SCORE)
     return popen
+
+
+@contextmanager
+def _offered_to_the_oom_killer() -> Iterator[None]:
+    """Meanwhile: what starts has its parent's score, and may have children before it has another one.
+
+    A process that is undumpable, and not root, cannot do that to itself.
+    """
+    try:
+        before = int(Path("/proc/self/oom_score_adj").read_text())
+    except (OSError, ValueError):
+        before = _OOM_SCORE
+    if before < _OOM_SCORE:
+        _score("self", _OOM_SCORE)
+    try:
+        yield
+    finally:
+        if before < _OOM_SCORE:
+            _score("self", before)
+
+
+def _score(process: str, score: int) -> None:
+    with suppress(OSError):  # it may have ended, or be closed to this process
+        Path("/proc", process, "oom_score_adj").write_text(str(score))
 
 
 def _ignore(_number: int, _frame: object) -> None:

@@ -86,11 +86,15 @@ class RunnerLogs:
     def _upload(self, put: Put, tell: Progress, cancelled: Cancellation) -> Uploaded:
         owner = os.geteuid() if self._owner is None else self._owner
         reading = _Reading(self._folder, owner, cancelled)
-        files = bytes_ = gone = 0
+        files = bytes_ = gone = told = 0
         failure: DiagnosticsUnavailableError | None = None
 
         def sent(count: int) -> None:
-            tell(gone + count, None)
+            nonlocal told
+            # What was sent in vain, and something else in its place, is no progress.
+            if gone + count > told:
+                told = gone + count
+                tell(told, None)
 
         try:
             with closing(reading.logs()) as logs:
@@ -101,7 +105,7 @@ class RunnerLogs:
                         failure = failure or exc
                     else:
                         sent(len(log.gzipped))
-                    files, bytes_, gone = files + 1, bytes_ + log.size, gone + len(log.gzipped)
+                        files, bytes_, gone = files + 1, bytes_ + log.size, gone + len(log.gzipped)
         except OSError as exc:
             raise DiagnosticsUnavailableError(f"{self._folder}: {exc.strerror}") from exc
         if failure is not None:

@@ -26,7 +26,7 @@ from agent_core.errors import RegistrationRefusedError, RunnerUnavailableError
 from agent_core.model import OutputLine, ProcessId, Registration, Secret, StepLine, Trace
 from agent_core.ports import RunnerProcess, Say
 
-__all__ = ["SubprocessRunnerProcess", "runner_environment"]
+__all__ = ["SubprocessRunnerProcess", "is_for_any_program", "runner_environment"]
 
 _INHERITED: Final = frozenset(
     {
@@ -58,11 +58,14 @@ _UPDATE_SECONDS: Final = 31.0
 _UPDATE_LOOK_SECONDS: Final = 0.25
 
 
+def is_for_any_program(name: str) -> bool:
+    """Whether the variable is one that the runner needs as any other program does."""
+    return name in _INHERITED or name.startswith("LC_")
+
+
 def runner_environment(environ: Mapping[str, str], account: Account | None = None) -> dict[str, str]:
     """The runner's environment: built from what any program needs, not inherited with what the agent has."""
-    inherited = {
-        name: value for name, value in environ.items() if name in _INHERITED or name.startswith("LC_")
-    }
+    inherited = {name: value for name, value in environ.items() if is_for_any_program(name)}
     own = {"PATH": _DEFAULT_PATH, "LANG": "C.UTF-8"} | inherited
     if account is not None:
         return own | dict(account.variables)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent_adapters.accounts import runs_as_root
+from agent_adapters.process import is_for_any_program
 from agent_adapters.secrecy import blank, keep_private
 from agent_adapters.stderr import StderrOnlyLogSink
 from agent_app.container import Container
@@ -29,7 +30,7 @@ def live(container: Container, refused: AgentError | None, early: Sequence[signa
     if not container.state_lock().take():
         raise AgentAliveError("another agent works with this state folder")
     # What it was started with is no affair of the job, which may be of the same user.
-    blank(os.getpid(), _is_the_agents)
+    blank(os.getpid(), lambda variable: not is_for_any_program(variable.partition("=")[0]))
     keep_private()
     return asyncio.run(_live(container, refused, early))
 
@@ -66,10 +67,6 @@ async def _live(container: Container, refused: AgentError | None, early: Sequenc
             # The life is over; closing the loop would give the signals back their power to kill.
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
-
-
-def _is_the_agents(variable: str) -> bool:
-    return variable.startswith(("AWS_", "RUNS_FLEET_"))
 
 
 def _watch_for_notices(container: Container, agent: Agent) -> asyncio.Task[None] | None:

@@ -347,7 +347,11 @@ TABLE: Final[Mapping[str, Row]] = {
         ends=CANCELED,
     ),
     "SIGTERM, and the cancellation takes too long": Row(
-        job=RUNS_ON, scenario={"cancel_seconds": 1000}, flags=HASTY, sigterm_after="begun", ends=KILLED
+        job=DEAF,
+        scenario={"cancel_seconds": 1000, "step_sigint_seconds": 0.1, "step_sigterm_seconds": 0.1},
+        flags=HASTY,
+        sigterm_after="begun",
+        ends=KILLED,
     ),
     "SIGTERM, and the Listener ignores SIGINT": Row(
         job=DEAF, scenario={"ignore_sigint": True}, flags=HASTY, sigterm_after="begun", ends=KILLED
@@ -467,7 +471,9 @@ LIES: Final[Mapping[str, Row]] = {
         job=f"{CONSOLE}{say(claim('Succeeded'))[:-1]} >&3\nexit 1\n", ends=FAILED, told=[claim("Succeeded")]
     ),
     "on the console, at the end of a step that succeeds": Row(
-        job=f"{CONSOLE}{say(claim('Failed'))[:-1]} >&3\n", ends=SUCCEEDED, told=[claim("Failed")]
+        job=f"{CONSOLE}{say(claim('Failed'))[:-1]} >&3\n",
+        ends=Ends(SUCCEEDED.listener, None),
+        told=[claim("Failed")],
     ),
     "on the console, by a step that goes on": Row(
         job=f"{CONSOLE}{say(claim('Succeeded'))[:-1]} >&3\nsleep 1.5\nexit 1\n",
