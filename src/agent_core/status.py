@@ -124,7 +124,9 @@ def job_result(
         return bad
     if told in said:
         return told
-    if lied and (worse := next((each for each in (bad, *said) if each and not each.is_success), None)):
+    if lied and (
+        worse := next((each for each in (bad, *reversed(said)) if each and not each.is_success), None)
+    ):
         return worse
     return after_work or said[-1]
 

@@ -392,6 +392,8 @@ TABLE: Final[Mapping[str, Row]] = {
 STAMP: Final = "2026-01-01 00:00:00Z"
 CONSOLE: Final = LISTENER + "exec 3>/proc/$listener/fd/1\n"
 """From here on, a step can write straight into what the Listener writes into."""
+LONG_ENOUGH: Final = 0.5
+"""For the agent to read the console so far, before the Worker has gone."""
 
 
 def claim(result: str, job_name: str = "sample") -> str:
@@ -431,7 +433,8 @@ def surround(ahead: str, after: str) -> str:
 
 def early(result: str) -> Mapping[str, Any]:
     """The Listener itself prints it, before the Worker is there."""
-    return {"output": {"raw_base64": base64.b64encode(f"{claim(result)}\n".encode()).decode()}}
+    printed = base64.b64encode(f"{claim(result)}\n".encode()).decode()
+    return {"output": {"raw_base64": printed}, "upload_seconds": LONG_ENOUGH}
 
 
 LIES: Final[Mapping[str, Row]] = {
@@ -498,7 +501,7 @@ LIES: Final[Mapping[str, Row]] = {
 def named(job_name: str, *, shown: str | None = None, fails: bool = False) -> Row:
     """A job of that name; the message shows its first line."""
     return Row(
-        scenario={"job_name": job_name, "echo_steps": False},
+        scenario={"job_name": job_name, "echo_steps": False, "upload_seconds": LONG_ENOUGH},
         job="exit 1\n" if fails else "true\n",
         ends=FAILED if fails else SUCCEEDED,
         job_name=job_name if shown is None else shown,

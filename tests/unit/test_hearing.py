@@ -95,11 +95,12 @@ def test_the_first_line_after_the_work(exit_code: int, result: JobResult) -> Non
         ([JobResult.SUCCEEDED], 100, JobResult.SUCCEEDED),
         ([JobResult.SUCCEEDED, JobResult.FAILED], 0, JobResult.FAILED),
         ([JobResult.FAILED, JobResult.SUCCEEDED], 0, JobResult.FAILED),
+        ([JobResult.FAILED, JobResult.CANCELED], 0, JobResult.CANCELED),
         ([JobResult.SUCCEEDED], 0, JobResult.SUCCEEDED),
     ],
 )
 def test_a_job_that_was_caught_lying(said: list[JobResult], exit_code: int, result: JobResult) -> None:
-    """Of what is left, the worst counts."""
+    """Of what is left, nothing good counts; of what is not good, the last one."""
     assert job_result(said, exit_code, said[0], lied=True) is result
 
 
