@@ -103,6 +103,9 @@ def _spawn(
         # An ignored SIGINT is inherited through exec, and .NET honours it: nothing could stop the runner.
         # A handler is not inherited, and this one ignores it here all the same.
         signal.signal(signal.SIGINT, _ignore)
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        # It would lose exit codes.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         with _offered_to_the_oom_killer():
             popen = subprocess.Popen(

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -19,7 +18,7 @@ from agent_adapters.host import process_table
 from agent_adapters.job_environment import write_job_environment
 from agent_adapters.removal import remove_tree
 from agent_adapters.secrecy import blank
-from agent_adapters.threads import Lane, aside, spawn
+from agent_adapters.threads import Lane, aside, spawn, told_on_loop
 from agent_adapters.traces import Traces
 from agent_core.deadline import wait_until_set
 from agent_core.errors import RegistrationRefusedError, RunnerUnavailableError
@@ -52,6 +51,7 @@ _LOOKS: Final = 3
 _LAST_WORDS_SECONDS: Final = 2.0
 """From the exit of config.sh to the end of its output, if something that it started holds that open."""
 _KILL_PAUSE_SECONDS: Final = 0.02
+_BURY_SECONDS: Final = 1.0
 _UPDATING: Final = frozenset({3, 4})
 _UPDATE_SECONDS: Final = 31.0
 """As run-helper.sh has it: so long after the Listener's end a script may still change its files."""
@@ -105,10 +105,12 @@ class SubprocessRunnerProcess(RunnerProcess):
     ) -> None:
         self._root, self._environment, self._account = root.absolute(), dict(environment), account
         self._lane = Lane("runner", RunnerUnavailableError)
+        self._removing = Lane("removing the runner", RunnerUnavailableError)
         self._processes = RunnerProcesses(self._root, tracking_id)
         self._handed_over = account is None
         self._secrets: set[str] = set()
         self._start: _Start | None = None
+        self._burial: asyncio.TimerHandle | None = None
 
     async def register(self, registration: Registration, say: Say) -> None:
         if registration.token is None:
@@ -206,6 +208,9 @@ class SubprocessRunnerProcess(RunnerProcess):
         try:
             return await self._kill(known)
         finally:
+            if self._burial is not None:
+                self._burial.cancel()
+                self._burial = None
             if self._start is not None:
                 self._start.over.set()
                 self._start.traces.end()
@@ -232,7 +237,7 @@ class SubprocessRunnerProcess(RunnerProcess):
 
     async def remove(self) -> None:
         self._close()
-        await self._lane.run(partial(remove_tree, self._root))
+        await self._removing.run(partial(remove_tree, self._root))
 
     def _current(self) -> _Start:
         if self._start is None:
@@ -268,11 +273,28 @@ class SubprocessRunnerProcess(RunnerProcess):
 
     def _spawn(self, command: list[str], environment: Mapping[str, str]) -> Child:
         self._processes.adopt_orphans()
-        # An ignored SIGCHLD would lose exit codes; and orphans are buried as they die.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._processes.bury)
+        self._bury_now_and_then()
         child = Child.start(command, self._root, {**environment, **self._processes.mark}, self._account)
         self._processes.add(child.id)
         return child
+
+    def _bury_now_and_then(self) -> None:
+        """Lets dead orphans go for good, until `kill`.
+
+        Not when SIGCHLD comes: a job can make so many of them that the signals that ask to stop get lost, as
+        asyncio's pipe for signals is full.
+        """
+        loop = asyncio.get_running_loop()
+
+        def again() -> None:
+            if self._burial is not None:
+                self._burial = loop.call_later(_BURY_SECONDS, bury)
+
+        def bury() -> None:
+            spawn("burying", self._processes.bury, told_on_loop(again))
+
+        if self._burial is None:
+            self._burial = loop.call_later(_BURY_SECONDS, bury)
 
     async def _await_update(self, start: _Start) -> None:
         """Leaves the runner's own update to end, which goes on when the Listener has."""

@@ -91,7 +91,8 @@ class Hearing:
     async def _job_completed(self, name: str, result: JobResult) -> None:
         # Asked before the look: a worker that starts meanwhile has not ended.
         has_worked = self._has_worked
-        if self._after_work is None and await self.has_worker():
+        works = await self._look_for_worker() if self._after_work is None else False
+        if works:
             self._disbelieve()
             return
         claim = _Claim(result, self._life.now())
@@ -102,7 +103,7 @@ class Hearing:
             return
         self._life.emit(JobCompleted(name, result))
         self._reach(evolve(self.milestones, completed=_time()))
-        if has_worked:
+        if has_worked and works is False:
             # Otherwise it may be a piece of the job's name that says so; the end will tell.
             self._after_work = claim
             self._life.chronicle.note(job_result=claim.result, completed_at=claim.at)
@@ -144,11 +145,15 @@ class Hearing:
 
     async def has_worker(self) -> bool:
         """Whether the runner works on a job now; where nobody can tell, it does not."""
+        return bool(await self._look_for_worker())
+
+    async def _look_for_worker(self) -> bool | None:
+        """None: nobody can tell."""
         try:
             works = await within(WORKER_LOOK_SECONDS, "the look for a worker", self._runner.has_worker())
-        except Exception as exc:  # noqa: BLE001 - see above
+        except Exception as exc:  # noqa: BLE001 - a look, and no more
             self._life.warn(f"whether the runner works cannot be seen: {exc}")
-            return False
+            return None
         self._has_worked |= works
         return works
 

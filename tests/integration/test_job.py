@@ -108,6 +108,18 @@ def test_spot_notice_that_is_near(instance: Instance) -> None:
         assert instance.aws.wait_for(operation, status=200)[-1].at <= latest, operation
 
 
+def test_a_storm_of_orphans_drowns_no_signal(local: Local) -> None:
+    """However many of the job's processes lose their parents and die, the agent hears that it is to stop."""
+    storm = "for n in {1..1500}; do (true & true &); done\n"
+    job = f"for each in 1 2 3; do (while :; do {storm} done) & done\n{storm}echo stormy\nexec sleep 1000\n"
+    running = local.start("--shutdown-grace-seconds", "2", job=job)
+    running.wait_for("stormy", "sent the message started")
+    running.send(signal.SIGTERM)
+    ended = running.end()
+    assert assert_end(ended, "started", "interrupted")["interrupted_by"] == "SIGTERM"
+    assert "Traceback" not in ended.stderr
+
+
 @LAYOUTS
 @pytest.mark.parametrize("is_stopped", [False, True], ids=["to its end", "stopped"])
 def test_daemons_of_a_job(local: Local, *, is_stopped: bool, scripts_only: bool) -> None:

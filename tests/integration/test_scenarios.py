@@ -420,15 +420,17 @@ def surround(ahead: str, after: str) -> str:
 
     Until then, the Listener is held up. When it has had its say, the daemon says `after`, again and again.
     """
-    daemon = (
-        "kill -STOP $0\n"
-        'until [[ "$(</proc/$1/stat)" == *") Z "* ]]; do sleep 0.01; done\n'
-        'printf "$2" >&3\n'
-        "kill -CONT $0\n"
-        'while sleep 0.01; do echo "$3" >&3; done\n'
-    )
+    daemon = f'{until("$1", "Z")}printf "$2" >&3\nkill -CONT $0\nwhile sleep 0.01; do echo "$3" >&3; done\n'
     arguments = f"$listener $PPID {shlex.quote(ahead)} {shlex.quote(after)}"
-    return CONSOLE + f"setsid bash -c {shlex.quote(daemon)} {arguments} &>/dev/null &\n"
+    return (
+        f"{CONSOLE}kill -STOP $listener\n{until('$listener', 'T')}"
+        f"setsid bash -c {shlex.quote(daemon)} {arguments} &>/dev/null &\n"
+    )
+
+
+def until(pid: str, state: str) -> str:
+    """A script that waits for a state of a process, as /proc has it."""
+    return f'until [[ "$(</proc/{pid}/stat)" == *") {state} "* ]]; do sleep 0.01; done\n'
 
 
 def early(result: str) -> Mapping[str, Any]:
