@@ -313,14 +313,13 @@ class SubprocessRunnerProcess(RunnerProcess):
 
 
 def _conceal_inputs(leader: ProcessId) -> None:
-    """Of what says something, and so has read what it was given; and of those that started it."""
+    """Of what says something, and so has read what it was given; and of those that started it.
 
-    def conceal() -> None:
-        for entry in process_table():
-            if entry.session == leader.pid:
-                blank(entry.id.pid, lambda variable: variable.startswith(_INPUT))
-
-    spawn("concealing", conceal)
+    On the loop's thread: who hears that a job runs knows that it was done before.
+    """
+    for entry in process_table():
+        if entry.session == leader.pid:
+            blank(entry.id.pid, lambda variable: variable.startswith(_INPUT))
 
 
 def _config_arguments(registration: Registration) -> list[str]:
