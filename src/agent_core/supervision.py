@@ -92,6 +92,9 @@ class Supervision:
             exit_code = await self._start_once(jit_config)
             if exit_code is None:
                 return
+            if self._hearing.milestones.running is None:
+                # Its last words may not be heard yet, and tell what it came to.
+                await self._finish_start()
             if self._hearing.milestones.running is not None:
                 self._life.settle()
                 return
@@ -99,7 +102,6 @@ class Supervision:
             if delay is not None:
                 restarts += 1
                 self._life.emit(RunnerRestarting(exit_code, delay))
-                await self._finish_start()
                 if await wait_until_set(self._life.stopping.requested, delay):
                     return
             elif jit_config is None or self._hearing.connected or self._registration.token is None:
@@ -108,7 +110,6 @@ class Supervision:
             else:
                 self._life.warn("the runner refused its just-in-time config; it is registered with the token")
                 jit_config = None
-                await self._finish_start()
                 if not await self._register():
                     return
 
