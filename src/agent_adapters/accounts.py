@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from attrs import field, frozen
 
@@ -19,6 +19,8 @@ __all__ = [
     "hand_over",
     "runner_account",
     "runs_as_root",
+    "switch_to",
+    "uid_of",
     "user_name",
     "why_unreachable",
 ]
@@ -60,6 +62,18 @@ def runner_account(name: str | None) -> Account | None:
     groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
     shell = entry.pw_shell or _DEFAULT_SHELL
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, shell)
+
+
+def uid_of(account: Account | None) -> int | None:
+    """Of the user to switch to; None: it is this process's own."""
+    return None if account is None else account.uid
+
+
+def switch_to(account: Account | None) -> dict[str, Any]:
+    """What `subprocess.Popen` takes to start a program as that user."""
+    if account is None:
+        return {}
+    return {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
 
 
 def account_fault(name: str | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import IO, Final, Self
 
 from attrs import define
 
-from agent_adapters.accounts import Account
+from agent_adapters.accounts import Account, switch_to
 from agent_adapters.host import identify
 from agent_core.errors import RunnerUnavailableError
 from agent_core.lines import LineSplitter
@@ -117,9 +117,7 @@ def _spawn(
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 umask=_UMASK,
-                user=None if account is None else account.uid,
-                group=None if account is None else account.gid,
-                extra_groups=None if account is None else account.groups,
+                **switch_to(account),
             )
     except (OSError, ValueError) as exc:  # no system takes a NUL in an argument
         who = "" if account is None else f" as user {account.name}"

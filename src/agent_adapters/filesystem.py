@@ -8,7 +8,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Final
 
 from agent_adapters.diagnostics import Log, RunnerLogs
 from agent_adapters.installer import Installer, Report
-from agent_adapters.state import write_all
+from agent_adapters.state import replace_synced, write_all
 from agent_adapters.threads import Cancellation, Lane
 from agent_adapters.wire import checked_message, parse_config
 from agent_core.batches import check_batch
@@ -228,7 +227,7 @@ class FileDiagnosticsStore(DiagnosticsStore):
         if _leads_out(bucket, self._folder) or _leads_out(path, bucket):
             raise DiagnosticsDeniedError(f"{path}: the bucket or the key leads out of the folder")
         try:
-            _replace(path, log.gzipped)
+            replace_synced(path, log.gzipped, _PUBLIC)
         except (ValueError, *_FINAL) as exc:  # the first: no file can have such a name
             raise DiagnosticsDeniedError(f"bucket {destination.bucket!r}: {exc}") from exc
         except OSError as exc:
@@ -268,22 +267,6 @@ def _leads_out(path: Path, folder: Path) -> bool:
     return not path.is_relative_to(folder) or ".." in path.relative_to(folder).parts
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Replaces the file whole, and returns when its content would survive a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    try:
-        with new.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        new.replace(path)
-    except OSError:
-        with suppress(OSError):
-            new.unlink()
-        raise
-
-
 def _append(path: Path, text: str, denied: type[AgentError], unavailable: type[AgentError]) -> None:
     """Appends all of the text or nothing, and returns when it would survive a crash.
 
@@ -304,7 +287,7 @@ def _append_synced(path: Path, text: str) -> None:
     try:
         before = os.fstat(descriptor).st_size
         try:
-            write_all(descriptor, text)
+            write_all(descriptor, text.encode("utf-8", "backslashreplace"))
             os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, before)

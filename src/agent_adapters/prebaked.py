@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from agent_adapters.accounts import Account, why_unreachable
+from agent_adapters.accounts import Account, switch_to, why_unreachable
 from agent_adapters.removal import remove_tree
 from agent_core.errors import RunnerUnavailableError
 
@@ -136,9 +136,7 @@ def _said_version(root: Path, timeout: float, account: Account | None) -> str | 
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        user=None if account is None else account.uid,
-        group=None if account is None else account.gid,
-        extra_groups=None if account is None else account.groups,
+        **switch_to(account),
     ) as process:
         try:
             _await_end(process, timeout)

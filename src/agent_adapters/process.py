@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import define, evolve, field
 
-from agent_adapters.accounts import Account, hand_over, why_unreachable
+from agent_adapters.accounts import Account, hand_over, uid_of, why_unreachable
 from agent_adapters.child import Child
 from agent_adapters.descendants import RunnerProcesses, kill
 from agent_adapters.host import process_table
@@ -107,7 +107,7 @@ class SubprocessRunnerProcess(RunnerProcess):
         self._lane = Lane("runner", RunnerUnavailableError)
         self._removing = Lane("removing the runner", RunnerUnavailableError)
         self._processes = RunnerProcesses(self._root, tracking_id)
-        self._handed_over = account is None
+        self._handed_over = False
         self._secrets: set[str] = set()
         self._start: _Start | None = None
         self._burial: asyncio.TimerHandle | None = None
@@ -148,7 +148,7 @@ class SubprocessRunnerProcess(RunnerProcess):
         listener = self._root / "bin" / "Runner.Listener"
         is_listener = os.access(listener, os.X_OK)
         command = [str(listener), "run"] if is_listener else [str(self._root / "run.sh")]
-        traces = Traces(self._root, None if self._account is None else self._account.uid)
+        traces = Traces(self._root, uid_of(self._account))
         environment = {
             **self._environment,
             **traces.environment,

@@ -17,12 +17,13 @@ from agent_core.errors import JournalUnavailableError, SpoolError
 from agent_core.model import JournalRecord, LogEvent
 from agent_core.ports import Journal, LogSpool
 
-__all__ = ["FileJournal", "FileLogSpool", "StateLock", "write_all"]
+__all__ = ["FileJournal", "FileLogSpool", "StateLock", "replace_synced", "write_all"]
 
 _SPOOL_BYTES: Final = 2**30
 _LARGE_BYTES: Final = 2**24
 """A spool of more than this is not emptied on the loop."""
 _PRIVATE: Final = 0o600
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StateLock:
@@ -69,20 +70,33 @@ class FileJournal(Journal):
             raise JournalUnavailableError(f"{self._path}: {exc.strerror}") from exc
 
     def _replace(self, text: str) -> None:
-        new = self._path.with_name(f"{self._path.name}.new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(new, flags, _PRIVATE)
-            try:
-                write_all(descriptor, text)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            new.replace(self._path)
+            replace_synced(self._path, text.encode("utf-8", "backslashreplace"), _PRIVATE)
             _sync_folder(self._path.parent)
         except OSError as exc:
             raise JournalUnavailableError(f"{self._path}: {exc.strerror}") from exc
+
+
+def replace_synced(path: Path, content: bytes, mode: int) -> None:
+    """Replaces the file whole: after a crash it has the old content or the new one.
+
+    Raises:
+        OSError: the file is as it was before, and nothing is left beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    try:
+        descriptor = os.open(new, _NEW, mode)
+        try:
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        raise
 
 
 def _sync_folder(folder: Path) -> None:
@@ -180,8 +194,7 @@ class FileLogSpool(LogSpool):
     def _open(self) -> int:
         if self._descriptor is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self._path, flags, _PRIVATE)
+            self._descriptor = os.open(self._path, _NEW, _PRIVATE)
         return self._descriptor
 
     def _empty(self) -> None:
@@ -217,8 +230,8 @@ def _write_all_at(descriptor: int, data: bytes, at: int) -> None:
         at, rest = at + written, rest[written:]
 
 
-def write_all(descriptor: int, text: str) -> None:
-    """Writes the whole text as UTF-8, however many calls that takes."""
-    data = memoryview(text.encode("utf-8", "backslashreplace"))
-    while data:
-        data = data[os.write(descriptor, data) :]
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes all of it, however many calls that takes."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from dependency_injector import containers, providers
 
-from agent_adapters.accounts import Account, runner_account
+from agent_adapters.accounts import runner_account, uid_of
 from agent_adapters.filesystem import (
     FileBinaryStore,
     FileConfigSource,
@@ -71,10 +71,6 @@ def _options(settings: Settings) -> AgentOptions:
     )
 
 
-def _uid_of(account: Account | None) -> int | None:
-    return None if account is None else account.uid
-
-
 def _tracking_id(state_dir: Path) -> str:
     """One for all agents that share a journal: an agent, and the successor that it may need."""
     return sha256(os.fsencode(state_dir)).hexdigest()[:16]
@@ -120,7 +116,7 @@ class Container(containers.DeclarativeContainer):
     now = providers.Object(_now)
     rng = providers.Singleton(Random)
     account = providers.Singleton(runner_account, settings.provided.runner_user)
-    runner_uid = providers.Callable(_uid_of, account)
+    runner_uid = providers.Callable(uid_of, account)
 
     # What only profile aws has
 

@@ -130,7 +130,7 @@ class Console:
 
     def _read_part(self, text: str) -> ConsoleEvent | None:
         """Of a line that is too long for one piece, as only a name can make it."""
-        if self._job_name is not None and not self._after_name and not self._begins_completion:
+        if self._job_name is not None and not self._after_name:
             self._is_name_cut = True
         if self._begins_completion and (end := _END.search(text)):
             return Completed(self._job_name or "", _RESULTS[end["result"]])

@@ -67,7 +67,7 @@ async def leave_no_process(life: Life, known: Sequence[ProcessId] = ()) -> None:
     """Kills what is left of the runner, until nothing is, or the bound is reached."""
     backoff = Backoff(first=0.1, most=1.0)
     loop = asyncio.get_running_loop()
-    seconds = step_seconds(EndingStep.KILL, life.remaining_seconds)
+    seconds = life.step_seconds(EndingStep.KILL)
     end, attempt = loop.time() + seconds, 0
     while True:
         try:
@@ -102,7 +102,7 @@ class Ending:
             await self._step(leave_no_process(life, life.record.runner))
         await self._step(life.enter(Phase.REPORTING))
         await self._step(self._report(observed, measured))
-        if life.record.installed and self._seconds(EndingStep.CLEAN):
+        if life.record.installed and life.step_seconds(EndingStep.CLEAN):
             await self._step(self._clean())
         await self._step(life.enter(Phase.TERMINATING))
         await self._step(self._terminate())
@@ -122,17 +122,14 @@ class Ending:
         except Exception as exc:  # noqa: BLE001 - whatever fails here, the instance must go
             self._life.fail(exc)
 
-    def _seconds(self, step: EndingStep) -> float:
-        return step_seconds(step, self._life.remaining_seconds)
-
     async def _report(self, observed: Observed, measured: Mapping[str, object]) -> None:
         """Concludes, once, and in the journal before anyone hears of it; then delivers logs, and sends."""
         life = self._life
         has_job = life.record.job_id is not None
         if has_job and life.record.final is None:
             await life.chronicle.save(final=final_message(life.record, observed, life.now(), **measured))
-        log_upload = await upload_runner_logs(life, self._seconds(EndingStep.UPLOAD))
-        stats = await life.delivery.drain(STALL_SECONDS, self._seconds(EndingStep.DELIVER))
+        log_upload = await upload_runner_logs(life, life.step_seconds(EndingStep.UPLOAD))
+        stats = await life.delivery.drain(STALL_SECONDS, life.step_seconds(EndingStep.DELIVER))
         life.emit(LogsDrained(stats))
         if life.record.final is None or not has_job:
             return
@@ -145,14 +142,14 @@ class Ending:
             log_lines_dropped=stats.dropped,
         )
         await life.chronicle.save(final=final)
-        await self._messenger.send_final(final, self._seconds(EndingStep.SEND))
+        await self._messenger.send_final(final, life.step_seconds(EndingStep.SEND))
 
     async def _clean(self) -> None:
         life = self._life
         await life.enter(Phase.CLEANING)
         try:
             removing = life.ports.runner_process.remove()
-            await within(self._seconds(EndingStep.CLEAN), "cleaning up", removing)
+            await within(life.step_seconds(EndingStep.CLEAN), "cleaning up", removing)
         except AgentError as exc:
             life.warn(f"the runner's root is not clean: {exc}")
         else:

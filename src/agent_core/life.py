@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from random import Random
+from typing import Any
 
 from attrs import field, frozen
 
@@ -24,6 +25,7 @@ from agent_core.events import (
 )
 from agent_core.model import JournalRecord, Limits, OutputLine, StopReason, StopRequest
 from agent_core.phases import TRANSITIONS, Phase
+from agent_core.policy import EndingStep, step_seconds
 from agent_core.ports import Ports
 
 __all__ = ["AgentOptions", "Life", "StopSignal"]
@@ -59,6 +61,13 @@ class StopSignal:
         self.deadline = min(deadlines, default=None)
         self.requested.set()
         self.changed.set()
+
+    async def comes_after(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the task is done before anything asks to stop; returns at whatever comes first."""
+        stop = asyncio.create_task(self.requested.wait(), name="stop request")
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        return task.done()
 
 
 class Life:
@@ -97,6 +106,10 @@ class Life:
         """To the machine's end, where it has one."""
         deadline = self.stopping.deadline
         return None if deadline is None else (deadline - self.now()).total_seconds()
+
+    def step_seconds(self, step: EndingStep) -> float:
+        """How long a step of the ending may take from now; 0: it is skipped."""
+        return step_seconds(step, self.remaining_seconds)
 
     # Telling
 

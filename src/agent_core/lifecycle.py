@@ -140,10 +140,7 @@ class Agent:
     async def _phase(self, phase: Phase, work: _Work[_T]) -> _T:
         """One phase's work, within its deadline, unless a request to stop comes first."""
         task = asyncio.create_task(self._timed(phase, work, enter=True), name=phase)
-        stop = asyncio.create_task(self._life.stopping.requested.wait(), name="stop request")
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not task.done():
+        if not await self._life.stopping.comes_after(task):
             await abandon(task)
             raise _StoppedError
         result = task.result()

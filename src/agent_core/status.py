@@ -118,7 +118,7 @@ def job_result(
         lied: the job was caught at saying such a line. Then none is believed that says better than another
             one, or than the exit code.
     """
-    told = None if exit_code is None else RESULT_OF_EXIT.get(exit_code)
+    told = _told_by(exit_code)
     bad = None if told is None or told.is_success else told
     if not said:
         return bad
@@ -133,11 +133,15 @@ def job_result(
 
 def disagreement(result: JobResult | None, exit_code: int | None) -> str | None:
     """In words, that the exit code tells something else than the console; None: it does not."""
-    told = None if exit_code is None else RESULT_OF_EXIT.get(exit_code)
+    told = _told_by(exit_code)
     if told is None or told is result:
         return None
     console = "nothing" if result is None else f"that the job {result}"
     return f"the runner's exit code {exit_code} says that the job {told}, its console said {console}"
+
+
+def _told_by(exit_code: int | None) -> JobResult | None:
+    return None if exit_code is None else RESULT_OF_EXIT.get(exit_code)
 
 
 def conclude(observed: Observed) -> Conclusion:

@@ -23,7 +23,6 @@ from agent_core.policy import (
     next_watch,
     phase_seconds,
     restart_delay,
-    step_seconds,
 )
 
 __all__ = ["Supervision"]
@@ -124,7 +123,7 @@ class Supervision:
             asyncio.create_task(self._guarded(self._hearing.read()), name="runner's output"),
             asyncio.create_task(self._hearing.follow(), name="runner's traces"),
         )
-        if not await self._comes_before_a_stop(self._exit):
+        if not await self._life.stopping.comes_after(self._exit):
             return None
         self.exit_code = self._exit.result()
         return self.exit_code
@@ -136,18 +135,11 @@ class Supervision:
             within(seconds, "registering", self._runner.register(self._registration, self._life.print)),
             name="registering",
         )
-        if not await self._comes_before_a_stop(registering):
+        if not await self._life.stopping.comes_after(registering):
             await abandon(registering)
             return False
         registering.result()
         return True
-
-    async def _comes_before_a_stop(self, task: asyncio.Task[Any]) -> bool:
-        """Whether the task is done before anything asks to stop."""
-        stop = asyncio.create_task(self._life.stopping.requested.wait(), name="stop request")
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        return task.done()
 
     async def _wait(self) -> int:
         return await self._runner.wait()
@@ -158,7 +150,7 @@ class Supervision:
         await leave_no_process(self._life, self._life.record.runner)
         if not self._readers:
             return
-        _, unfinished = await asyncio.wait(self._readers, timeout=self._seconds(EndingStep.OUTPUT))
+        _, unfinished = await asyncio.wait(self._readers, timeout=self._life.step_seconds(EndingStep.OUTPUT))
         if unfinished:
             self._life.warn("the runner's output has no end; what came so far is kept")
             await asyncio.gather(*map(abandon, unfinished))
@@ -202,7 +194,7 @@ class Supervision:
         await self._finish_start()
         if self._exit is None:
             return
-        await asyncio.wait({self._exit}, timeout=self._seconds(EndingStep.OUTPUT))
+        await asyncio.wait({self._exit}, timeout=self._life.step_seconds(EndingStep.OUTPUT))
         if not self._exit.done():
             await abandon(self._exit)
         elif not self._exit.cancelled() and self._exit.exception() is None:
@@ -229,9 +221,6 @@ class Supervision:
 
     def _grace_seconds(self, waited: float) -> float:
         return grace_seconds(self._life.limits, waited, self._life.remaining_seconds)
-
-    def _seconds(self, step: EndingStep) -> float:
-        return step_seconds(step, self._life.remaining_seconds)
 
     def _time(self) -> float:
         return asyncio.get_running_loop().time()
