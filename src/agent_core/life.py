@@ -25,7 +25,7 @@ from agent_core.events import (
 )
 from agent_core.model import JournalRecord, Limits, OutputLine, StopReason, StopRequest
 from agent_core.phases import TRANSITIONS, Phase
-from agent_core.policy import EndingStep, step_seconds
+from agent_core.policy import EndingStep, is_overdue, step_seconds
 from agent_core.ports import Ports
 
 __all__ = ["AgentOptions", "Life", "StopSignal"]
@@ -95,6 +95,7 @@ class Life:
         self.error_phase: Phase | None = None
         self._settled = False
         self._observer = observer
+        self._entered_at: float | None = None
 
     @property
     def record(self) -> JournalRecord:
@@ -106,6 +107,14 @@ class Life:
         """To the machine's end, where it has one."""
         deadline = self.stopping.deadline
         return None if deadline is None else (deadline - self.now()).total_seconds()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it has been in its phase for longer than all bounds add up to: then it hangs."""
+        now = asyncio.get_running_loop().time()
+        if self._entered_at is None:
+            self._entered_at = now
+        return is_overdue(self.phase, now - self._entered_at, self.limits)
 
     def step_seconds(self, step: EndingStep) -> float:
         """How long a step of the ending may take from now; 0: it is skipped."""
@@ -139,7 +148,7 @@ class Life:
         """Enters the phase; the journal hears of it at its next save."""
         if phase not in TRANSITIONS[self.phase]:
             raise AgentFaultError(f"there is no way from phase {self.phase} to phase {phase}")
-        self.phase = phase
+        self.phase, self._entered_at = phase, asyncio.get_running_loop().time()
         self.chronicle.note(phase=phase)
         self.emit(PhaseEntered(phase))
 

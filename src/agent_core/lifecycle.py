@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from random import Random
-from typing import Any, Final, TypeVar
-
-from attrs import evolve
+from typing import Any, TypeVar
 
 from agent_core.deadline import abandon, within
 from agent_core.ending import Ending, Outcome
@@ -14,38 +12,28 @@ from agent_core.errors import (
     AgentAliveError,
     AgentError,
     AgentFaultError,
-    ConfigAbsentError,
-    ConfigExpiredError,
-    ConfigUnavailableError,
-    DeadlineError,
+    ConfigError,
     JobAlreadyRunError,
 )
-from agent_core.events import JobTaken, Observer, PhaseEntered
+from agent_core.events import Observer, PhaseEntered
 from agent_core.host_watch import HostWatch
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
-from agent_core.model import JobConfig, Registration, StopReason, StopRequest
+from agent_core.model import Registration, StopReason, StopRequest
 from agent_core.phases import Phase
-from agent_core.policy import (
-    CALL_SECONDS,
-    LAST_LOOK_SECONDS,
-    config_poll_delay,
-    is_token_expired,
-    phase_seconds,
-)
+from agent_core.policy import phase_seconds
 from agent_core.ports import Ports
 from agent_core.provisioning import provision
 from agent_core.recovery import Remains, adopt, inspect, observed_of
 from agent_core.registration import job_environment_for, registration_for
 from agent_core.status import Observed
 from agent_core.supervision import Supervision
+from agent_core.taking import look_for_job, wait_for_job
 
 __all__ = ["Agent"]
 
 _T = TypeVar("_T")
 _Work = Callable[[], Coroutine[Any, Any, _T]]
-
-_JOBS_REMEMBERED: Final = 100
 
 
 class Agent:
@@ -79,6 +67,11 @@ class Agent:
     def stop(self, request: StopRequest) -> None:
         """Asks to stop, at any moment, any number of times; the first reason is kept."""
         self._life.stop(request)
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the life hangs, in spite of all bounds: what a watchdog asks, on the loop that runs it."""
+        return self._life.is_overdue
 
     def warn(self, text: str) -> None:
         """Tells of something that is not as it should be, in the job's log too."""
@@ -119,15 +112,15 @@ class Agent:
             raise
         except Exception as exc:  # noqa: BLE001 - the life goes to its end, and says why
             life.fail(exc)
-        if life.record.job_id is None and life.record.stop is not None:
-            await self._look_for_job()
+        if life.record.job_id is None and not isinstance(life.error, ConfigError):
+            await look_for_job(life)
         return await Ending(life, self._messenger).run(self._observed(), self._measured())
 
     async def _work(self, refused: AgentError | None) -> None:
         """BOOTING to STOPPING."""
         self._life.emit(PhaseEntered(Phase.BOOTING))
         await self._timed(Phase.BOOTING, lambda: self._boot(refused))
-        config = await self._phase(Phase.CONFIGURING, self._configure)
+        config = await self._phase(Phase.CONFIGURING, lambda: wait_for_job(self._life))
         await self._phase(Phase.PROVISIONING, lambda: provision(self._life, config))
         registration = registration_for(config, self._options)
         await self._phase(Phase.REGISTERING, lambda: self._register(registration))
@@ -178,68 +171,6 @@ class Agent:
         )
         if refused is not None:
             raise refused
-
-    # CONFIGURING
-
-    async def _configure(self) -> JobConfig:
-        """Waits for the config, and takes the job on."""
-        loop = asyncio.get_running_loop()
-        begun, standby = loop.time(), self._life.limits.standby.total_seconds()
-        patience = f"for {self._life.limits.standby}"
-        told = False
-        while True:
-            try:
-                return self._take(await self._fetch(CALL_SECONDS))
-            except (ConfigAbsentError, ConfigUnavailableError, DeadlineError) as exc:
-                waited = loop.time() - begun
-                if waited >= standby:
-                    raise ConfigAbsentError(
-                        f"there was no config within {self._life.limits.standby}: {exc}"
-                    ) from exc
-                if not told:
-                    self._life.warn(f"no config yet, asked again {patience}: {exc}")
-                told = True
-                await asyncio.sleep(config_poll_delay(waited, standby, self._life.rng))
-
-    async def _fetch(self, seconds: float) -> JobConfig:
-        return await within(seconds, "the config source", self._ports.config_source.fetch())
-
-    def _take(self, config: JobConfig) -> JobConfig:
-        """Makes the config's job this life's; from here on there is somebody to report to."""
-        life = self._life
-        jobs_run = life.record.jobs_run
-        if config.job_id in jobs_run:
-            raise JobAlreadyRunError(
-                f"job {config.job_id!r} has already run on {self._options.instance_id}: it does not run again"
-            )
-        life.chronicle.note(
-            job_id=config.job_id,
-            run_id=config.run_id,
-            repo=config.repo_path,
-            queue_url=config.termination_queue_url,
-            runner_logs_bucket=config.runner_logs_bucket,
-            runner_logs_prefix=config.runner_logs_prefix,
-            jobs_run=(*jobs_run, config.job_id)[-_JOBS_REMEMBERED:],
-        )
-        life.delivery.open(life.record.stream)
-        life.emit(JobTaken(config.job_id, config.repo_path, life.record.stream))
-        if config.unknown_keys:
-            life.warn(f"the config has keys that mean nothing here: {', '.join(config.unknown_keys)}")
-        if config.max_runtime is not None:
-            life.limits = evolve(life.limits, max_runtime=config.max_runtime)
-        if is_token_expired(config, life.now()):
-            raise ConfigExpiredError(
-                f"the registration token is of {config.created_at}, and GitHub takes it for one hour only: "
-                "write a new config"
-            )
-        return config
-
-    async def _look_for_job(self) -> None:
-        """One last look at the config: the queue wants to know which job will not run."""
-        try:
-            self._take(await self._fetch(LAST_LOOK_SECONDS))
-        except Exception as exc:  # noqa: BLE001 - there may be none yet, or no way to it any more
-            self._life.warn(f"no job to report on: {exc}")
 
     # REGISTERING
 

@@ -37,9 +37,12 @@ __all__ = [
     "Milestones",
     "Watch",
     "config_poll_delay",
+    "ending_seconds",
     "grace_seconds",
+    "is_overdue",
     "is_token_expired",
     "life_seconds",
+    "longest_seconds",
     "next_watch",
     "phase_seconds",
     "restart_delay",
@@ -83,7 +86,7 @@ HOST_SAMPLE_SECONDS: Final = 30.0
 
 _FIXED_SECONDS: Final[Mapping[Phase, float]] = MappingProxyType(
     {
-        Phase.BOOTING: 35.0,  # a look at the host and at the journal; a stop waits for it
+        Phase.BOOTING: 35.0,  # a look at the host and at the journal; a stop waits for them
         Phase.PROVISIONING: 900.0,  # 230 MB at 256 KB/s
         Phase.REGISTERING: 120.0,  # config.sh takes some 5 s, and tries again by itself
         Phase.TERMINATING: 60.0,
@@ -289,17 +292,51 @@ def grace_seconds(limits: Limits, waited: float, remaining: float | None) -> flo
     return grace if grace > _SHORTEST_SECONDS else 0.0
 
 
+# The whole
+
+_START_SECONDS: Final = _FIXED_SECONDS[Phase.REGISTERING] + CALL_SECONDS
+"""A request to stop waits for a start of the runner, or for its second registration, that is under way."""
+_OVERDUE_SECONDS: Final = 60.0
+"""A phase that takes so much longer than its bounds add up to has lost one: what is left out of them, saves
+of the journal and the 2 s that a call may take to unwind when it is given up, comes to less."""
+
+
+def longest_seconds(phase: Phase, limits: Limits) -> float:
+    """No life is longer in the phase, with every bound in it reached."""
+    longest = {
+        Phase.LISTENING: _wait(limits).total_seconds() + _START_SECONDS,
+        Phase.RUNNING: limits.max_runtime.total_seconds() + _EXIT_SECONDS,
+        Phase.STOPPING: limits.shutdown_grace.total_seconds() + _usual(EndingStep.KILL, EndingStep.OUTPUT),
+        Phase.REPORTING: _usual(EndingStep.UPLOAD, EndingStep.DELIVER, EndingStep.SEND),
+        Phase.CLEANING: _usual(EndingStep.CLEAN),
+        Phase.TERMINATING: _usual(EndingStep.TERMINATE) + POWER_OFF_SECONDS,
+        Phase.TERMINATED: 0.0,
+    }
+    return longest[phase] if phase in longest else phase_seconds(phase, limits)
+
+
+def _usual(*steps: EndingStep) -> float:
+    return sum(step_seconds(step, None) for step in steps)
+
+
+def is_overdue(phase: Phase, seconds: float, limits: Limits) -> bool:
+    """Whether a life that has been in the phase for so long hangs, in spite of all bounds."""
+    return seconds > longest_seconds(phase, limits) + _OVERDUE_SECONDS
+
+
+def ending_seconds(limits: Limits) -> float:
+    """No life is longer from a request to stop to its end; what is left out is that of `life_seconds`."""
+    phases = (Phase.STOPPING, Phase.REPORTING, Phase.CLEANING, Phase.TERMINATING)
+    whole = sum(longest_seconds(phase, limits) for phase in phases)
+    return _START_SECONDS + whole + LAST_LOOK_SECONDS + _JOURNALING_SECONDS
+
+
 def life_seconds(limits: Limits) -> float:
     """No life is longer, from the agent's start to its end: the sum of all bounds, each reached.
 
     What is left out are the 2 s that a call may take to unwind when it is given up.
     """
-    waits = limits.standby + _wait(limits) + limits.max_runtime + limits.shutdown_grace
-    phases = sum(_FIXED_SECONDS.values()) + CALL_SECONDS
-    # A request to stop waits for a start, or for a second registration, that is under way.
-    start = _FIXED_SECONDS[Phase.REGISTERING] + CALL_SECONDS
-    ending = sum(step_seconds(step, None) for step in EndingStep) + POWER_OFF_SECONDS + _JOURNALING_SECONDS
-    return waits.total_seconds() + phases + start + _EXIT_SECONDS + LAST_LOOK_SECONDS + ending
+    return sum(longest_seconds(phase, limits) for phase in Phase) + LAST_LOOK_SECONDS + _JOURNALING_SECONDS
 
 
 # Tokens

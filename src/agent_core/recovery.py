@@ -19,6 +19,7 @@ from agent_core.model import JournalRecord
 from agent_core.policy import CALL_SECONDS, JOURNAL_LOAD_SECONDS, JOURNAL_LOADS
 from agent_core.ports import HostProbe, Ports
 from agent_core.status import Observed
+from agent_core.taking import look_for_job
 
 __all__ = ["Remains", "adopt", "inspect", "judge", "observed_of", "reap"]
 
@@ -141,4 +142,6 @@ async def reap(
             adopt(life, record)
             if record.job_id is not None:
                 life.delivery.open(record.stream)
+    if life.record.job_id is None:
+        await look_for_job(life)
     return await Ending(life, Messenger(life)).run(observed, {})

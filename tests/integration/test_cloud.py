@@ -290,7 +290,9 @@ def test_bad_settings(instance: Instance) -> None:
     """They are named all at once, and the instance goes: whatever is set wrongly, it must not stay."""
     instance.put_config()
     ended = instance.run(variables={"RUNS_FLEET_MAX_RUNTIME": "123abc", "RUNS_FLEET_IDLE_MINUTES": "-5"})
-    assert (ended.status, ended.messages, ended.state) == (78, [], "terminated")
+    final = assert_one_end(ended, "failure", started=False)
+    assert (ended.status, final["job_ran"]) == (78, False)
+    assert "RUNS_FLEET_MAX_RUNTIME: '123abc'" in final["error"]
     assert "RUNS_FLEET_MAX_RUNTIME: '123abc'" in ended.stderr
     assert "RUNS_FLEET_IDLE_MINUTES: '-5'" in ended.stderr
 

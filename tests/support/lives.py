@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from itertools import pairwise
 from random import Random
 
 from attrs import asdict, evolve, field, frozen
@@ -25,7 +26,7 @@ from agent_core.model import (
     StopRequest,
 )
 from agent_core.phases import Phase
-from agent_core.policy import SPARE_SECONDS, life_seconds
+from agent_core.policy import SPARE_SECONDS, is_overdue, life_seconds
 from agent_core.status import message_id
 from agent_core.testing.faults import FaultKind, Faults, faulty_ports
 from agent_core.testing.simulation import EPOCH, SimulatedCrashError, run, wall_clock
@@ -194,6 +195,7 @@ def _request(stop: Stop) -> StopRequest:
 def check(played: Played) -> None:
     """Raises AssertionError, with the number of the invariant that does not hold."""
     _asked_to_terminate(played)
+    _fed_its_watchdog(played)
     _one_final_status(played)
     _nothing_unverified_ran(played)
     _no_process_left(played)
@@ -212,6 +214,15 @@ def _asked_to_terminate(played: Played) -> None:
     if stopping is not None and not played.crashed:
         last = limits.shutdown_grace.total_seconds() + _ENDING_SECONDS
         assert end - stopping <= last, f"1: the end took {end - stopping} s, longer than {last} s"
+
+
+def _fed_its_watchdog(played: Played) -> None:
+    """No bound of the policy lets a sound life look as if it hung."""
+    if played.crashed:
+        return
+    entered = [(at, event.phase) for at, event in played.events if isinstance(event, PhaseEntered)]
+    for (begun, phase), (ended, _) in pairwise(entered):
+        assert not is_overdue(phase, ended - begun, played.plan.limits), f"1: a watchdog killed it in {phase}"
 
 
 def _one_final_status(played: Played) -> None:

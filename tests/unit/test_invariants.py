@@ -204,6 +204,7 @@ def test_planted_fault_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> N
     @example(Plan(crashes=(70,)))
     @example(Plan(crashes=(90,)))
     @example(Plan(crashes=(70,), successor_reaps=False))
+    @example(Plan(crashes=(170,)))
     @given(PLANS)
     def live(plan: Plan) -> None:
         check(play(plan))

@@ -45,6 +45,7 @@ from agent_core.model import (
     StopRequest,
 )
 from agent_core.phases import TRANSITIONS, Phase
+from agent_core.status import message_id
 from agent_core.testing.faults import FaultKind, Faults, faulty_ports
 from agent_core.testing.simulation import EPOCH, SimulatedCrashError, run
 
@@ -538,11 +539,17 @@ def test_from_the_runners_exit_to_terminate(port: str) -> None:
 
 
 def test_refused_settings_end_in_terminate() -> None:
-    """A reason known from the start runs no job, sends nothing, and terminates."""
+    """A reason known from the start runs no job, reports the one that waits for it, and terminates."""
     world = World()
     outcome = run(lambda: world.agent().run(SettingsError("RUNS_FLEET_MAX_RUNTIME: …")))
     assert isinstance(outcome.error, SettingsError)
-    assert (world.notifier.received, len(world.terminator.requests)) == ([], 1)
+    (message,) = world.notifier.received
+    assert (message.status, message.error, message.job_ran) == (
+        Status.FAILURE,
+        "RUNS_FLEET_MAX_RUNTIME: …",
+        False,
+    )
+    assert len(world.terminator.requests) == 1
 
 
 def test_agent_beside_a_live_one() -> None:
@@ -573,12 +580,38 @@ def test_journal_of_another_instance() -> None:
 
 
 def test_damaged_journal() -> None:
-    """What cannot be understood may tell of a job that has run: nothing is run, and the instance goes."""
+    """What cannot be understood may tell of a job that has run: nothing is run, and the instance goes.
+
+    The queue hears it, under the message_id that the end of that job would have had.
+    """
     world = World()
     world.machine.journal = "{"
     live(world)
-    assert (world.notifier.received, len(world.terminator.requests)) == ([], 1)
+    (message,) = world.notifier.received
+    assert (message.status, message.message_id) == (
+        Status.FAILURE,
+        message_id(world.machine.instance_id, A_JOB.job_id, "final"),
+    )
+    assert len(world.terminator.requests) == 1
     assert world.machine.journal == "{"
+
+
+@pytest.mark.parametrize("journal", [None, "{", '{"version": 99}'])
+def test_reaped_before_it_took_its_job(journal: str | None) -> None:
+    """Somebody waits for the job of an agent that left no journal, or none that can be read."""
+    world = World()
+    world.machine.journal = journal
+    outcome = run(world.reap)
+    assert outcome is not None
+    assert [message.status for message in world.notifier.received] == [Status.FAILURE]
+    assert len(world.terminator.requests) == 1
+
+
+def test_reaped_without_a_config() -> None:
+    """Where there is no job there is nobody to tell, and the instance goes all the same."""
+    world = World(config=None)
+    run(world.reap)
+    assert (world.notifier.received, len(world.terminator.requests)) == ([], 1)
 
 
 def test_lines_of_a_sink_that_is_away() -> None:

@@ -23,9 +23,12 @@ from agent_core.policy import (
     EndingStep,
     Milestones,
     config_poll_delay,
+    ending_seconds,
     grace_seconds,
+    is_overdue,
     is_token_expired,
     life_seconds,
+    longest_seconds,
     next_watch,
     phase_seconds,
     restart_delay,
@@ -304,6 +307,23 @@ def test_the_whole_life_is_bounded(limits: Limits, name: str, more: timedelta) -
     assert 0 < life_seconds(limits) - waits.total_seconds() < 2400
     wider = evolve(limits, **{name: getattr(limits, name) + more})
     assert life_seconds(wider) >= life_seconds(limits) + more.total_seconds() - 1e-3
+
+
+@RELAXED
+@given(SOME_LIMITS)
+def test_the_ending_is_part_of_the_life(limits: Limits) -> None:
+    """It is bounded by the grace that an operator grants, and some seven minutes."""
+    beside = ending_seconds(limits) - limits.shutdown_grace.total_seconds()
+    assert 0 < beside < 420
+    assert ending_seconds(limits) < life_seconds(limits)
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_overdue(phase: Phase) -> None:
+    """A phase that takes as long as its bounds allow is not overdue; a minute later it is."""
+    longest = longest_seconds(phase, Limits())
+    assert not is_overdue(phase, longest, Limits())
+    assert is_overdue(phase, longest + 61, Limits())
 
 
 @pytest.mark.parametrize(
