@@ -25,6 +25,7 @@ from agent_adapters.host import PsutilHostProbe
 from agent_adapters.process import SubprocessRunnerProcess, runner_environment
 from agent_adapters.state import FileJournal, FileLogSpool, StateLock
 from agent_adapters.stderr import StderrOnlyLogSink
+from agent_adapters.systemd import ServiceManager
 from agent_app.identity import metadata_of, spare_metadata_the_proxy
 from agent_app.settings import Settings
 from agent_core.events import Event, JobStarted, Observer
@@ -92,13 +93,20 @@ def _sink_of(settings: Settings) -> str:
     return "cloudwatch" if settings.log_group else "stderr"
 
 
-def _warming(observer: Observer, clients: Any) -> Observer:
-    """The observer, which has the clients for the end made when the job begins."""
+def _warming(clients: Any) -> Observer:
+    """Has the clients for the end made when the job begins."""
 
     def observe(event: Event) -> None:
         if isinstance(event, JobStarted):
             clients.warm(_FOR_THE_END)
-        observer(event)
+
+    return observe
+
+
+def _in_turn(*observers: Observer) -> Observer:
+    def observe(event: Event) -> None:
+        for each in observers:
+            each(event)
 
     return observe
 
@@ -219,13 +227,15 @@ class Container(containers.DeclarativeContainer):
         journal=journal,
     )
     options = providers.Callable(_options, settings)
+    service_manager = providers.Singleton(ServiceManager, environ)
+    observers = providers.Callable(_in_turn, service_manager, observer)
     warming = providers.Selector(
         profile,
-        aws=providers.Callable(_warming, observer, clients),
-        local=observer,
+        aws=providers.Callable(_in_turn, providers.Callable(_warming, clients), observers),
+        local=observers,
     )
     agent = providers.Singleton(Agent, options, ports, now=now, rng=rng, observer=warming)
-    reaping = providers.Callable(reap, options, ports, now=now, rng=rng, observer=observer)
+    reaping = providers.Callable(reap, options, ports, now=now, rng=rng, observer=observers)
 
 
 def container_of(settings: Settings, observer: Observer, environ: MutableMapping[str, str]) -> Container:

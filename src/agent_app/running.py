@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from agent_adapters.accounts import runs_as_root
@@ -57,23 +57,29 @@ async def _live(container: Container, refused: AgentError | None, early: Sequenc
         agent.warn("the runner runs as root: make a user `runner`, or set RUNS_FLEET_RUNNER_USER")
     if isinstance(container.log_sink(), StderrOnlyLogSink):
         agent.warn("RUNS_FLEET_LOG_GROUP is not set: what the job prints goes to stderr only")
-    watch = _watch_for_notices(container, agent)
+    manager = container.service_manager()
+    manager.ready()
+    feeding = manager.feed_watchdog(lambda: agent.is_overdue, agent.warn)
+    aides = [asyncio.create_task(feeding, name="watchdog")]
+    if (notices := _notices(container, agent)) is not None:
+        aides.append(asyncio.create_task(notices, name="spot watch"))
     try:
         return await agent.run(refused)
     finally:
-        if watch is not None:
-            watch.cancel()
+        for aide in aides:
+            aide.cancel()
         for number in _heard():
             # The life is over; closing the loop would give the signals back their power to kill.
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 
 
-def _watch_for_notices(container: Container, agent: Agent) -> asyncio.Task[None] | None:
+def _notices(container: Container, agent: Agent) -> Coroutine[Any, Any, None] | None:
     """Listens for AWS taking the instance back; None: there is nobody to listen to."""
     if container.profile() != "aws" or container.metadata() is None:
         return None
-    return asyncio.create_task(container.spot_watch().run(agent.stop, agent.warn), name="spot watch")
+    watch: Coroutine[Any, Any, None] = container.spot_watch().run(agent.stop, agent.warn)
+    return watch
 
 
 async def _reap(container: Container) -> Outcome | None:

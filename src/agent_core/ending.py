@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from attrs import evolve, frozen
 
 from agent_core.deadline import within
 from agent_core.errors import AgentError, TerminatorError, TerminatorUnavailableError
-from agent_core.events import Killed, LogsDrained, PoweringOff, TerminationRequested
+from agent_core.events import Killed, LogsDrained, PoweringOff, Terminating, TerminationRequested
 from agent_core.life import Life
 from agent_core.messenger import Messenger
 from agent_core.model import JournalRecord, LogStats, ProcessId, StatusMessage
@@ -26,6 +26,8 @@ from agent_core.runner_logs import upload_runner_logs
 from agent_core.status import Observed, final_message
 
 __all__ = ["Ending", "Outcome", "leave_no_process"]
+
+_LAST_RESORT: Final = "what is left is the timer that does it, where it is installed"
 
 
 @frozen(kw_only=True)
@@ -106,7 +108,7 @@ class Ending:
             await self._step(self._clean())
         await self._step(life.enter(Phase.TERMINATING))
         await self._step(self._terminate())
-        if life.options.poweroff and not life.record.terminated:
+        if not life.record.terminated:
             await self._step(self._power_off())
         return Outcome(
             record=life.record,
@@ -162,6 +164,7 @@ class Ending:
         loop = asyncio.get_running_loop()
         # As long as the machine is there, whatever was said of its end.
         end, attempt = loop.time() + step_seconds(EndingStep.TERMINATE, None), 0
+        life.emit(Terminating(instance_id))
         while True:
             try:
                 request = life.ports.terminator.terminate(instance_id)
@@ -183,11 +186,14 @@ class Ending:
 
     async def _power_off(self) -> None:
         life = self._life
+        if not life.options.poweroff:
+            life.warn(f"the host is not powered off, since RUNS_FLEET_POWEROFF is not 1: {_LAST_RESORT}")
+            return
         life.emit(PoweringOff(f"the request to terminate was not accepted: {self._terminate_error}"))
         try:
             await within(POWER_OFF_SECONDS, "powering off", life.ports.terminator.power_off())
         except AgentError as exc:
-            life.warn(f"the host does not power off: {exc}")
+            life.warn(f"the host does not power off: {exc}; {_LAST_RESORT}")
         else:
             self._powered_off = True
 

@@ -34,6 +34,7 @@ __all__ = [
     "RunnerLogsUploaded",
     "RunnerRestarting",
     "StopRequested",
+    "Terminating",
     "TerminationRequested",
     "Warned",
 ]
@@ -206,7 +207,19 @@ class MessageSent:
 
 
 @frozen
+class Terminating:
+    """The first of the last steps, announced before it is taken."""
+
+    instance_id: str
+
+    def __str__(self) -> str:
+        return f"asking for the termination of {self.instance_id or 'this instance'}"
+
+
+@frozen
 class TerminationRequested:
+    """The request was accepted."""
+
     instance_id: str
 
     def __str__(self) -> str:
@@ -240,6 +253,7 @@ Event = (
     | RunnerLogsUploaded
     | LogsDrained
     | MessageSent
+    | Terminating
     | TerminationRequested
     | PoweringOff
 )
