@@ -74,9 +74,9 @@ _FINAL: Final = (PermissionError, FileExistsError, IsADirectoryError, NotADirect
 
 
 class FileConfigSource(ConfigSource):
-    """The config in a JSON file; the file may come later."""
+    """The config in a JSON file, which may come later; None: nobody has named one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
         self._lane = Lane("config", ConfigUnavailableError)
 
@@ -84,6 +84,8 @@ class FileConfigSource(ConfigSource):
         return parse_config(await self._lane.run(self._read))
 
     def _read(self) -> str:
+        if self._path is None:
+            raise ConfigAbsentError("no file was named")
         try:
             with self._path.open(encoding="utf-8", errors="replace") as stream:
                 text = stream.read(_CONFIG_CHARACTERS + 1)

@@ -18,7 +18,7 @@ from agent_core.events import (
     TerminationRequested,
 )
 
-__all__ = ["ServiceManager"]
+__all__ = ["ServiceManager", "service_result"]
 
 _TOLD: Final = (
     PhaseEntered,
@@ -74,6 +74,13 @@ class ServiceManager:
                 told = True
                 warn("the phase takes longer than all of its bounds: the watchdog is left to act")
             await asyncio.sleep(self._beat_seconds)
+
+
+def service_result(environ: Mapping[str, str]) -> str | None:
+    """What became of the service, as systemd tells `ExecStopPost=` (systemd.exec(5)); None: it does not."""
+    result = environ.get("SERVICE_RESULT")
+    how = " ".join(environ[name] for name in ("EXIT_CODE", "EXIT_STATUS") if environ.get(name))
+    return f"{result} ({how})" if result and how else result
 
 
 def _beat_seconds(environ: Mapping[str, str]) -> float:

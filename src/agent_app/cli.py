@@ -1,7 +1,8 @@
-"""The command line: `run`, `reap`, `config`, `doctor`."""
+"""The command line: `run`, `reap`, `install-units`, `config`, `doctor`."""
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,19 +11,21 @@ from typing import Any, NoReturn
 
 from agent_adapters.accounts import account_fault
 from agent_adapters.host import why_unwritable
+from agent_adapters.systemd import service_result
 from agent_adapters.wire import message_to_json
 from agent_app.container import container_of
 from agent_app.display import Aside
 from agent_app.exit_status import ExitStatus, exit_status
 from agent_app.identity import identified, metadata_of
 from agent_app.running import live, reap
-from agent_app.settings import Loaded, Settings, add_arguments, describe, load
+from agent_app.settings import Loaded, Settings, add_arguments, describe, flags_of, load
 from agent_core import __version__
 from agent_core.ending import Outcome
 from agent_core.errors import AgentAliveError, SettingsError
 
 __all__ = ["main"]
 
+_UNIT_DIR = Path("/etc/systemd/system")
 _ABOUT = "Turns this machine into a GitHub Actions runner for exactly one job, then makes it disappear."
 
 _Command = Callable[[argparse.Namespace, Loaded, Sequence[signal.Signals]], ExitStatus]
@@ -48,8 +51,16 @@ def _parser() -> argparse.ArgumentParser:
     run = _add_command(commands, "run", _run, "run one job, then terminate the instance")
     run.add_argument("--json", action="store_true", help="write the final message as the last line of stdout")
     run.add_argument("--reflect-job", action="store_true", help="exit with 1 for a job that did not succeed")
-    _add_command(
+    reaping = _add_command(
         commands, "reap", _reap, "finish what an agent left that has died, then terminate the instance"
+    )
+    # What `run` becomes where it cannot go on: the same process, begun anew.
+    reaping.add_argument("--fault", default=None, help=argparse.SUPPRESS)
+    units = _add_command(
+        commands, "install-units", _install_units, "write the systemd units that run the agent, and end it"
+    )
+    units.add_argument(
+        "--unit-dir", type=Path, default=_UNIT_DIR, metavar="PATH", help=f"where to [{_UNIT_DIR}]"
     )
     _add_command(commands, "config", _config, "show the settings, and where each comes from")
     doctor = _add_command(commands, "doctor", _doctor, "check each thing that a run needs, without a run")
@@ -99,7 +110,7 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
     return status
 
 
-def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
+def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
     settings = loaded.settings
     _tell(*loaded.errors)
     if "state_dir" in loaded.faulty:
@@ -109,11 +120,13 @@ def _reap(_parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.S
         settings, _ = identified(settings, metadata_of(os.environ))
     # It needs no job and no archive, and a value that is wrong is no reason to leave an instance behind.
     display = _make_display(settings.instance_id or "")
-    outcome = reap(container_of(settings, display, os.environ))
-    if outcome is None:
-        return ExitStatus.OK
-    display.close(outcome, _files(settings, outcome))
-    return exit_status(outcome)
+    container = container_of(settings, display, os.environ)
+    outcome = reap(container, parsed.fault or service_result(os.environ))
+    if outcome is not None:
+        display.close(outcome, _files(settings, outcome))
+    if parsed.fault is not None:
+        return ExitStatus.SOFTWARE
+    return ExitStatus.OK if outcome is None else exit_status(outcome)
 
 
 def _make_display(instance_id: str) -> Aside:
@@ -150,6 +163,36 @@ def _files(settings: Settings, outcome: Outcome) -> Mapping[str, Path]:
         "terminations": folder / "terminations.jsonl",
         "journal": folder / "journal.json",
     }
+
+
+# install-units
+
+
+def _install_units(
+    parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]
+) -> ExitStatus:
+    # The other commands do not wait for what it imports.
+    from agent_app.units import install_units  # noqa: PLC0415
+
+    command = shutil.which(sys.argv[0])
+    errors = [*loaded.errors]
+    if command is None:
+        errors.append(f"{sys.argv[0]}: systemd cannot start this; call the installed command by its path")
+    if command is None or errors:
+        return _refuse(ExitStatus.CONFIG, *errors)
+    flags = flags_of(vars(parsed))
+    try:
+        for path in install_units(parsed.unit_dir, Path(command).absolute(), flags, loaded.settings):
+            print(path)  # noqa: T201 - what the command is for
+    except OSError as exc:
+        reason = f"{parsed.unit_dir} cannot be written ({exc.strerror})"
+        return _refuse(ExitStatus.CONFIG, f"--unit-dir: {reason}; be root, or name another folder")
+    if not loaded.settings.poweroff:
+        _tell("the power-off is not armed: RUNS_FLEET_POWEROFF=1 in /etc/runs-fleet/agent.env arms it")
+    _tell(
+        "next: systemctl daemon-reload && systemctl enable runs-fleet-agent runs-fleet-agent-poweroff.timer"
+    )
+    return ExitStatus.OK
 
 
 # config

@@ -10,6 +10,9 @@ from types import FrameType
 
 __all__ = ["STOP_SIGNALS", "main"]
 
+_RUN_ONLY_FLAGS = ("--json", "--reflect-job")
+"""`reap` does not know them."""
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """They ask an agent to stop."""
 _UMASK = 0o022
@@ -30,12 +33,31 @@ def main() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     _complete_descriptors()
     os.umask(os.umask(_UMASK) | _UMASK)
-    from agent_app.cli import main as run_command_line  # noqa: PLC0415 - see above
-
     try:
+        from agent_app.cli import main as run_command_line  # noqa: PLC0415 - see above
+
         sys.exit(run_command_line(sys.argv[1:], early))
     except KeyboardInterrupt:  # of a command that only looks: `run` and `reap` take the signal themselves
         sys.exit(128 + signal.SIGINT)
+    except Exception as exc:
+        if sys.argv[1:2] != ["run"]:
+            raise
+        _let_reap_finish(exc)
+
+
+def _let_reap_finish(exc: Exception) -> None:
+    """Begins the process anew as the successor of the agent that it was, whatever is broken in it."""
+    try:
+        import traceback  # noqa: PLC0415 - it is for this rare case only
+
+        traceback.print_exception(exc)
+    except Exception:  # noqa: BLE001, S110 - no memory, no stderr: that is not what matters now
+        pass
+    own = len(sys.orig_argv) - len(sys.argv) + 1
+    flags = [flag for flag in sys.argv[2:] if flag not in _RUN_ONLY_FLAGS]
+    successor = [*sys.orig_argv[:own], "reap", "--fault", type(exc).__name__, *flags]
+    # Not the environment as C has it: the agent has blanked that.
+    os.execve(sys.executable, successor, os.environ)  # noqa: S606 - no shell is wanted
 
 
 def _complete_descriptors() -> None:

@@ -17,6 +17,7 @@ from agent_core.ending import Outcome
 from agent_core.errors import AgentAliveError, AgentError, AgentFaultError
 from agent_core.lifecycle import Agent
 from agent_core.model import StopReason, StopRequest
+from agent_core.policy import ending_seconds
 
 __all__ = ["live", "reap"]
 
@@ -35,14 +36,14 @@ def live(container: Container, refused: AgentError | None, early: Sequence[signa
     return asyncio.run(_live(container, refused, early))
 
 
-def reap(container: Container) -> Outcome | None:
+def reap(container: Container, cause: str | None) -> Outcome | None:
     """Finishes what a dead agent left, whoever asks it to stop: it is bounded, and nobody comes after it.
 
-    None: there was nothing to finish, or another agent is at it.
+    `cause` is what is known of the agent's death. None: there was nothing to finish, or another is at it.
     """
     if not container.state_lock().take():
         return None
-    return asyncio.run(_reap(container))
+    return asyncio.run(_reap(container, cause))
 
 
 async def _live(container: Container, refused: AgentError | None, early: Sequence[signal.Signals]) -> Outcome:
@@ -82,10 +83,21 @@ def _notices(container: Container, agent: Agent) -> Coroutine[Any, Any, None] | 
     return watch
 
 
-async def _reap(container: Container) -> Outcome | None:
+async def _reap(container: Container, cause: str | None) -> Outcome | None:
     for number in _heard():
         signal.signal(number, signal.SIG_IGN)
-    return await container.reaping()
+    loop = asyncio.get_running_loop()
+    latest = loop.time() + ending_seconds(container.settings().limits)
+    feeding = container.service_manager().feed_watchdog(lambda: loop.time() > latest, _nowhere)
+    watchdog = asyncio.create_task(feeding, name="watchdog")
+    try:
+        return await container.reaping(cause=cause)
+    finally:
+        watchdog.cancel()
+
+
+def _nowhere(_text: str) -> None:
+    pass
 
 
 def _heard() -> list[signal.Signals]:

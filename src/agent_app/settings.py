@@ -25,7 +25,16 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from agent_core.model import Limits
 
-__all__ = ["DEFAULT_CONFIG_FILE", "Loaded", "Profile", "Settings", "add_arguments", "describe", "load"]
+__all__ = [
+    "DEFAULT_CONFIG_FILE",
+    "Loaded",
+    "Profile",
+    "Settings",
+    "add_arguments",
+    "describe",
+    "flags_of",
+    "load",
+]
 
 Profile = Literal["aws", "local"]
 
@@ -319,11 +328,21 @@ def add_arguments(parser: ArgumentParser) -> None:
         group.add_argument(flag, dest=name, metavar=row.kind.metavar, default=SUPPRESS, help=about)
 
 
+def flags_of(parsed: Mapping[str, Any]) -> list[str]:
+    """Give the command line again that `parsed` was made from, as far as it is about settings."""
+    texts = {name: str(parsed[name]) for name in ("config_file", *_TABLE) if name in parsed}
+    return [word for name, text in texts.items() for word in (_flag(name), text)]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _names(name: str) -> tuple[str, ...]:
     """Give the flag of a field, then its variables."""
     row = _TABLE[name]
     variable = f"RUNS_FLEET_{name.upper()}" if row.env is None else row.env
-    return ("--" + name.replace("_", "-"), *filter(None, (variable, row.alias)))
+    return (_flag(name), *filter(None, (variable, row.alias)))
 
 
 def _read(path: Path, *, required: bool) -> tuple[dict[str, _Place], list[str]]:

@@ -105,15 +105,19 @@ def adopt(life: Life, record: JournalRecord) -> None:
     )
 
 
-def observed_of(record: JournalRecord) -> Observed:
-    """What a successor knows of how the earlier life went."""
+def observed_of(record: JournalRecord, cause: str | None = None) -> Observed:
+    """What a successor knows of how the earlier life went, and of what ended it."""
     return Observed(
         stop=record.stop,
         job_ran=record.started_at is not None,
         job_result=record.job_result,
-        error=f"the agent died in phase {record.phase}",
+        error=_died(f"in phase {record.phase}", cause),
         error_phase=record.phase,
     )
+
+
+def _died(when: str, cause: str | None) -> str:
+    return f"the agent died {when}" + (f": {cause}" if cause else "")
 
 
 async def reap(
@@ -123,13 +127,15 @@ async def reap(
     now: Callable[[], datetime],
     rng: Random,
     observer: Observer,
+    cause: str | None = None,
 ) -> Outcome | None:
     """Finishes what a dead agent left: kills its runner, sends its final message, terminates.
 
-    Safe to call again, at once, and beside a live agent. None: there is nothing to finish.
+    Safe to call again, at once, and beside a live agent. `cause` is what is known of the agent's death. None:
+    there is nothing to finish.
     """
     life = Life(options, ports, now=now, rng=rng, observer=observer)
-    observed = Observed(error="the agent died before it wrote a journal")
+    observed = Observed(error=_died("before it wrote a journal", cause))
     try:
         remains, record = await inspect(life)
     except Exception as exc:  # noqa: BLE001 - without a journal there is still an instance to end
@@ -138,7 +144,7 @@ async def reap(
         if remains in {Remains.ENDED, Remains.ALIVE}:
             return None
         if remains in {Remains.JOBLESS, Remains.UNFINISHED} and record is not None:
-            observed = observed_of(record)
+            observed = observed_of(record, cause)
             adopt(life, record)
             if record.job_id is not None:
                 life.delivery.open(record.stream)
