@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from support.aws import Aws
+from support.github import GitHub
+from support.imds import InstanceMetadata
+from support.instance import Instance
 from support.machine import Machine, boot, need_machine
+from support.service import Service
 
 
 @pytest.fixture
@@ -16,3 +21,9 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     with boot(tmp_path) as machine:
         yield machine
         sys.stdout.write(machine.journal())
+
+
+@pytest.fixture
+def service(machine: Machine, tmp_path: Path, aws: Aws, github: GitHub, imds: InstanceMetadata) -> Service:
+    """The agent's units on that machine, which is an instance of the cloud beside it."""
+    return Service(machine, Instance(tmp_path, aws, github, imds))

@@ -1,0 +1,109 @@
+"""The agent under a real systemd, as its units have it: what starts it, watches it, and stands behind it."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from support.faults import denied
+from support.machine import Machine
+from support.service import POWER_OFF, SERVICE, TIMER, Service
+from support.wheel import COMMAND
+
+UNITS = Path("/etc/systemd/system")
+MOST_EXPOSED = {SERVICE: 9.6, POWER_OFF: 2.0}
+"""As docs/systemd.md explains."""
+
+
+def test_a_job(service: Service) -> None:
+    """From the start to a clean end: systemd knows where it is, and what stands behind it does nothing."""
+    instance = service.instance
+    instance.put_config()
+    instance.publish(job=instance.until_go)
+    with service.machine.follow(SERVICE) as journal:
+        service.begin()
+        journal.wait_for("job 'sample' runs")
+        assert service.machine.show(SERVICE, "ActiveState") == "active"
+        assert service.machine.show(SERVICE, "StatusText") == "job 'sample' runs"
+        assert service.machine.show(TIMER, "ActiveState") == "active"
+        instance.go()
+    service.wait_until_over()
+
+    assert service.machine.show(SERVICE, "Result") == "success"
+    assert [message["status"] for message in service.messages] == ["started", "success"]
+    assert service.state in {"shutting-down", "terminated"}
+    assert len(instance.aws.terminations) == 1
+    assert "the agent died" not in service.journal
+    assert service.machine.show(POWER_OFF, "InvocationID") == ""
+
+
+def test_units_are_sound(service: Service) -> None:
+    """There is nothing that systemd has to say about them, and no more exposed than the docs say."""
+    units = [UNITS / name for name in (SERVICE, POWER_OFF, TIMER)]
+    assert service.machine.run("sh", "-c", f"systemd-analyze verify {' '.join(map(str, units))} 2>&1") == ""
+    for name, most in MOST_EXPOSED.items():
+        service.machine.run(
+            "systemd-analyze", "security", "--offline=true", f"--threshold={most * 10:.0f}", UNITS / name
+        )
+
+
+def test_units_that_are_enabled(machine: Machine, tmp_path: Path) -> None:
+    """What install-units says is to be done next does it: a boot starts them."""
+    machine.run(COMMAND, "install-units", "--unit-dir", tmp_path)
+    machine.run("sh", "-c", f"cp {tmp_path}/*.service {tmp_path}/*.timer {UNITS}")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "enable", SERVICE, TIMER)
+
+    assert machine.show("multi-user.target", "Wants").split().count(SERVICE) == 1
+    assert machine.show("timers.target", "Wants").split().count(TIMER) == 1
+
+
+def test_terminate_denied_for_good(service: Service) -> None:
+    """The agent asks the host to power off; log and exit status say so."""
+    instance = service.instance
+    instance.put_config()
+    instance.publish()
+    instance.aws.faults.plan("ec2:TerminateInstances", denied("ec2"))
+    service.configure(RUNS_FLEET_POWEROFF="1")
+    with service.machine.follow(SERVICE) as journal:
+        service.begin()
+        journal.wait_for("asking for the termination of")
+        journal.wait_for("powering off the host: the request to terminate was not accepted")
+        journal.wait_for("status=69")
+
+    assert service.machine.power_off_asked()
+    assert [message["status"] for message in service.messages] == ["started", "success"]
+
+
+@pytest.mark.parametrize("armed", [True, False])
+def test_an_agent_that_cannot_start(service: Service, *, armed: bool) -> None:
+    """Neither it nor its successor can be imported: the host is asked to power off."""
+    service.configure(RUNS_FLEET_POWEROFF=str(int(armed)), PYTHONPATH=str(service.instance.folder / "broken"))
+    package = service.instance.folder / "broken" / "agent_core"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("this is no Python\n")
+    service.begin()
+    service.wait_until_over()
+    if armed:
+        service.machine.wait_until_power_off_asked()
+    else:
+        service.machine.wait_until_over(POWER_OFF)
+
+    assert service.machine.show(SERVICE, "Result") == "exit-code"
+    assert service.machine.show(POWER_OFF, "Result") == ("success" if armed else "exec-condition")
+    assert service.machine.power_off_asked() is armed
+
+
+def test_a_timer_ends_what_nobody_else_does(service: Service) -> None:
+    """The agent hangs, nothing watches it, and its time is over."""
+    instance = service.instance
+    instance.put_config()
+    instance.publish(job="exec sleep 1000\n")
+    service.configure(RUNS_FLEET_POWEROFF="1")
+    service.drop_in("[Service]\nWatchdogSec=0\n")
+    service.drop_in("[Timer]\nOnActiveSec=\nOnActiveSec=5\n", TIMER)
+    with service.machine.follow(SERVICE) as journal:
+        service.begin()
+        journal.wait_for("phase listening")
+    service.signal(signal.SIGSTOP, "main")
+    service.machine.wait_until_power_off_asked()
