@@ -79,7 +79,7 @@ class Machine:
         )
 
     def _entering(self, command: Iterable[str | Path]) -> list[str]:
-        # A shell as the parent: nsenter would stop with what systemd stops at a power-off, and bury it no more.
+        # A shell as the parent: nsenter would stop with what systemd stops at a power-off, for good.
         parent = ("--no-fork", "--", "sh", "-c", '"$@"; exit $?', "sh")
         return ["nsenter", "--target", str(self.pid), "--all", *parent, *map(str, command)]
 
@@ -173,7 +173,9 @@ class Machine:
 
     def wait_until_down(self) -> signal.Signals:
         """Returns when nothing of it is left: SIGINT for a power-off, SIGHUP for a reboot."""
-        return signal.Signals(self._guardian.wait(TIMEOUT_SECONDS) - 128)
+        status = self._guardian.wait(TIMEOUT_SECONDS)
+        assert status > 128, f"its PID 1 did not take it down, but ended: {status}"
+        return signal.Signals(status - 128)
 
     def stay_at_power_off(self) -> None:
         """From now on `systemctl poweroff`, and what else asks for poweroff.target, is only remembered."""
