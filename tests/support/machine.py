@@ -60,7 +60,7 @@ class Machine:
         return self._run(*command).returncode
 
     def popen(self, *command: str | Path) -> subprocess.Popen[str]:
-        """Starts a command, with its stdout in a pipe. The process is `nsenter`; the command is its child."""
+        """Starts a command, with its stdout in a pipe. The process is a shell; the command is its child."""
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         return subprocess.Popen(
             self._entering(command), stdin=null, stdout=pipe, text=True, errors="replace", env=_environment()
@@ -79,7 +79,9 @@ class Machine:
         )
 
     def _entering(self, command: Iterable[str | Path]) -> list[str]:
-        return ["nsenter", "--target", str(self.pid), "--all", "--", *map(str, command)]
+        # A shell as the parent: nsenter would stop with what systemd stops at a power-off, for good.
+        parent = ("--no-fork", "--", "sh", "-c", '"$@"; exit $?', "sh")
+        return ["nsenter", "--target", str(self.pid), "--all", *parent, *map(str, command)]
 
     # Files
 
@@ -171,7 +173,9 @@ class Machine:
 
     def wait_until_down(self) -> signal.Signals:
         """Returns when nothing of it is left: SIGINT for a power-off, SIGHUP for a reboot."""
-        return signal.Signals(self._guardian.wait(TIMEOUT_SECONDS) - 128)
+        status = self._guardian.wait(TIMEOUT_SECONDS)
+        assert status > 128, f"its PID 1 did not take it down, but ended: {status}"
+        return signal.Signals(status - 128)
 
     def stay_at_power_off(self) -> None:
         """From now on `systemctl poweroff`, and what else asks for poweroff.target, is only remembered."""
@@ -221,15 +225,18 @@ def boot(*shared: Path) -> Iterator[Machine]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, tempfile.TemporaryFile() as output:
         ready.bind(b"")
         ready.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        private = ("unshare", "--mount", "--propagation", "private")
-        folders = [folder.resolve() for folder in (*shared, Path(sys.prefix), Path(sys.base_prefix))]
         # A guardian cleans up, also when this process is killed; what is typed at a terminal is not for it.
         guardian = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", *private, _BOOT, str(len(shared)), *folders],
+            ("setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "--propagation", "private", _BOOT),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**_environment(), "NOTIFY_SOCKET": f"@{ready.getsockname()[1:].decode()}"},
+            env={
+                **_environment(),
+                "NOTIFY_SOCKET": f"@{ready.getsockname()[1:].decode()}",
+                "SHARED": _lines(shared),
+                "SEEN": _lines([Path(sys.prefix), Path(sys.base_prefix)]),
+            },
             start_new_session=True,
         )
         try:
@@ -283,11 +290,15 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
 
 
+def _lines(folders: Iterable[Path]) -> str:
+    return "\n".join(str(folder.resolve()) for folder in folders)
+
+
 def _pid_namespace(proc: Path) -> Path:
     return (proc / "ns/pid").readlink()
 
 
-def _kill_command_of(nsenter: subprocess.Popen[str]) -> None:
+def _kill_command_of(shell: subprocess.Popen[str]) -> None:
     with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(nsenter.pid).children():
+        for child in psutil.Process(shell.pid).children():
             child.kill()
