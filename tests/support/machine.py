@@ -244,6 +244,8 @@ def boot(*shared: Path) -> Iterator[Machine]:
             if pid is None:
                 output.seek(0)
                 raise NoMachineError(f"systemd does not come up here: {output.read().decode()}")
+            # systemd goes on to tell how it is: where nobody listens it does not wait for anybody.
+            ready.close()
             machine = Machine(pid, guardian)
             machine.run("systemctl", "start", "multi-user.target")
             yield machine

@@ -1,4 +1,4 @@
-"""The agent as systemd runs it: the wheel's units, on a machine that is an instance of the cloud beside it."""
+"""The agent as systemd runs it: the wheel's units, on a machine that is an instance of the fake cloud."""
 
 from collections.abc import Mapping
 from signal import Signals

@@ -1,4 +1,4 @@
-"""Whatever befalls the agent, in whatever phase: the instance goes, the queue hears one end, no process is left."""
+"""Whatever befalls the agent, in whatever phase: the instance goes, the queue hears, no process is left."""
 
 import signal
 from collections.abc import Callable, Iterator
