@@ -140,5 +140,6 @@ async def reap(
             observed = observed_of(record)
             adopt(life, record)
             if record.job_id is not None:
+                life.delivery.recover()
                 life.delivery.open(record.stream)
     return await Ending(life, Messenger(life)).run(observed, {})
