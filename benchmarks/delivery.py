@@ -207,7 +207,7 @@ async def _ours(scene: str, size: int) -> None:
     """
     from agent_adapters.aws.clients import AwsClients  # noqa: PLC0415 - as above
     from agent_adapters.aws.log_sink import CloudWatchLogSink  # noqa: PLC0415
-    from agent_adapters.state import FileLogSpool  # noqa: PLC0415
+    from agent_adapters.spool import FileLogSpool  # noqa: PLC0415
     from agent_core.delivery import LogDelivery  # noqa: PLC0415
     from agent_core.model import LogEvent  # noqa: PLC0415
 
@@ -232,7 +232,6 @@ async def _ours(scene: str, size: int) -> None:
         stats = await delivery.drain(60, 3600)
         meter.read(accepted=stats.accepted, delivered=stats.delivered, spooled=spooled, stall=stalls[0])
         beats.cancel()
-        spool.close()
 
 
 def _ignore(_: str) -> None:

@@ -103,7 +103,7 @@ class World:
             runner_process=self.runners[-1],
             diagnostics_store=self.diagnostics_store,
             log_sink=self.log_sink,
-            log_spool=InMemoryLogSpool(),
+            log_spool=InMemoryLogSpool(machine=self.machine),
             notifier=self.notifier,
             terminator=self.terminator,
             host_probe=InMemoryHostProbe(self.machine),

@@ -23,7 +23,8 @@ from agent_adapters.filesystem import (
 )
 from agent_adapters.host import PsutilHostProbe
 from agent_adapters.process import SubprocessRunnerProcess, runner_environment
-from agent_adapters.state import FileJournal, FileLogSpool, StateLock
+from agent_adapters.spool import FileLogSpool
+from agent_adapters.state import FileJournal, StateLock
 from agent_adapters.stderr import StderrOnlyLogSink
 from agent_adapters.systemd import ServiceManager
 from agent_app.identity import metadata_of, spare_metadata_the_proxy
@@ -207,7 +208,7 @@ class Container(containers.DeclarativeContainer):
         tracking_id=providers.Callable(_tracking_id, state_dir),
         account=account,
     )
-    log_spool = providers.Singleton(FileLogSpool, state_dir.provided.joinpath.call("log-spool.jsonl"))
+    log_spool = providers.Singleton(FileLogSpool, state_dir.provided.joinpath.call("log-spool"))
     host_probe = providers.Singleton(PsutilHostProbe, runner_dir)
     journal = providers.Singleton(FileJournal, state_dir.provided.joinpath.call("journal.json"))
 

@@ -1,7 +1,7 @@
 """The way of log lines to the sink: in order, in batches, tried again, and never in the job's way.
 
 `write` takes a line at once, whatever the sink does. Lines wait in memory up to a bound, beyond it in
-the spool. What becomes of each is counted.
+the spool, where they outlive the agent. What becomes of each is counted.
 
 Every line of a job comes this way, on the loop that everything else waits for: it costs microseconds, and
 nothing here works on more than some thousand lines at a time.
@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from itertools import chain
 from random import Random
 from typing import Final
 
@@ -75,7 +76,7 @@ class LogDelivery:
         self._waiting_bytes = 0
         self._held = Batch(_moment())
         """What goes to the spool next."""
-        self._last_stamp = 0
+        self._last_stamp = self._spooled_stamp = 0
         self._some, self._ripe, self._closing = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._closed = self._denied = self._losing = False
         self._backoff = Backoff(first=0.5, most=10.0)
@@ -109,8 +110,36 @@ class LogDelivery:
             part = text[start : start + step]
             self._accept(part, text_bytes(part))
 
+    def recover(self) -> None:
+        """Takes over what a dead agent's spool holds, to go before all that was written here; then `open`."""
+        try:
+            recovered = self._spool.recover()
+        except SpoolError as exc:
+            self._warn(f"log lines of the agent before are lost: {exc}")
+            return
+        if not recovered:
+            return
+        self._accepted += recovered
+        written = [*self._waiting, self._held]
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._ripe.clear()
+        self._held = Batch(_moment())
+        for event in chain.from_iterable(written):
+            self._hold(event.timestamp_ms, event.text, event_bytes(event))
+        self._some.set()
+        self._warn(
+            f"the agent before left {recovered} log lines in its spool, they go first; "
+            "those that it had in memory are lost"
+        )
+
     def open(self, stream: str) -> None:
-        """Starts to deliver, to the stream `{instance_id}/{job_id}`."""
+        """Starts to deliver, to the stream `{instance_id}/{job_id}`; what was not recovered never comes."""
+        if not len(self._spool):
+            try:
+                self._spool.clear()
+            except SpoolError as exc:
+                self._warn(f"old log lines stay in the spool: {exc}")
         self._pump = asyncio.create_task(self._deliver_to(stream), name="log delivery")
 
     async def drain(self, stall_seconds: float, seconds: float) -> LogStats:
@@ -181,28 +210,34 @@ class LogDelivery:
 
     async def _unspool(self) -> None:
         """Fills a batch up from the spool, and behind it from what is held for the spool."""
-        turn = 0
+        turn = lost = 0
+        error: SpoolError | None = None
         while len(self._spool) and not self._is_ripe:
             before = len(self._spool)
             try:
-                popped = self._spool.pop(_UNSPOOL_BYTES)
+                self._append_all(self._spool.pop(_UNSPOOL_BYTES))
             except SpoolError as exc:
-                lost = before - len(self._spool)
-                self._dropped += lost
-                self._warn(f"{lost} log lines are lost: {exc}")
-                break
-            self._append_all(popped)
-            turn += len(popped)
+                error, gone = exc, before - len(self._spool)
+                lost += gone
+                self._dropped += gone
+                if not gone:
+                    break
+            turn += before - len(self._spool)
             if turn >= _TURN_EVENTS:
                 turn = 0
                 await asyncio.sleep(0)
+        if error is not None:
+            self._warn(f"{lost} log lines are lost: {error}")
         if not len(self._spool):
             held, self._held = self._held, Batch(_moment())
             self._append_all(held)
 
     def _append_all(self, events: Iterable[LogEvent]) -> None:
         for event in events:
-            self._append(event.timestamp_ms, event.text, event_bytes(event))
+            # A dead agent's clock may have been ahead: what comes after its lines must not stand before them.
+            self._spooled_stamp = stamp = max(self._spooled_stamp, event.timestamp_ms)
+            self._append(stamp, event.text, event_bytes(event))
+        self._last_stamp = max(self._last_stamp, self._spooled_stamp)
 
     # Sending batches out
 

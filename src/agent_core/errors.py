@@ -168,7 +168,7 @@ class BatchRefusedError(LogSinkError):
 
 
 class SpoolError(AgentError):
-    """The spool took no more."""
+    """The spool took no more, or cannot give back what it took."""
 
 
 class NotifierError(AgentError):

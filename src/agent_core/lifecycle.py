@@ -159,6 +159,7 @@ class Agent:
         if remains is Remains.UNFINISHED and record is not None:
             self._inherited = observed_of(record)
             adopt(life, record)
+            life.delivery.recover()
             life.delivery.open(record.stream)
             raise JobAlreadyRunError(
                 f"an earlier agent took job {record.job_id!r}, and died in phase {record.phase}"

@@ -225,7 +225,29 @@ class LogSink(Protocol):
 
 @runtime_checkable
 class LogSpool(Protocol):
-    """Holds what does not fit into memory, first in, first out. Local and quick, so not a coroutine."""
+    """Holds what does not fit into memory, first in, first out. Local and quick, so not a coroutine.
+
+    What it holds outlives the process, with some of what was popped last, maybe. It begins empty: what an
+    earlier life left is gone with the first push, unless it was recovered before.
+    """
+
+    def recover(self) -> int:
+        """Takes over what an earlier life left, to be popped first; how many events that is.
+
+        After the first push there is nothing to take over any more.
+
+        Raises:
+            SpoolError: it cannot be read.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Removes all that it holds, and what an earlier life left.
+
+        Raises:
+            SpoolError: some of it may still be there.
+        """
+        ...
 
     def push(self, events: Sequence[LogEvent]) -> None:
         """Appends the events.
@@ -239,7 +261,7 @@ class LogSpool(Protocol):
         """Takes the oldest events: at least one if there is any, of `max_bytes` of text at most together.
 
         Raises:
-            SpoolError: it cannot be read any more.
+            SpoolError: the oldest cannot be read. By as many as are lost it holds less; the others come next.
         """
         ...
 

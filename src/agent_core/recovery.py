@@ -147,6 +147,7 @@ async def reap(
             observed = observed_of(record, cause)
             adopt(life, record)
             if record.job_id is not None:
+                life.delivery.recover()
                 life.delivery.open(record.stream)
     if life.record.job_id is None:
         await look_for_job(life)

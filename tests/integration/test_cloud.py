@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -532,6 +533,39 @@ def test_successor_ends_what_a_killed_agent_left(instance: Instance, command: st
     again = instance.run(command="reap")
     assert (again.status, again.messages) == (0, ended.messages)
     assert len(instance.aws.terminations) == 1
+
+
+@pytest.mark.parametrize("command", ["reap", "run"])
+def test_successor_delivers_the_spool_of_a_killed_agent(instance: Instance, command: str) -> None:
+    """CloudWatch is away, memory is full, the agent is killed: what it had on the disk arrives, in order."""
+    lines, size = 16_000, 1_000
+    # Said again and again, since stderr has no room for every line; and the script itself is printed first.
+    job = f"seq -f '%05.0f {'7' * size}' {lines}\nwhile echo 'all is' 'printed'; do sleep 0.05; done\n"
+    instance.put_config()
+    instance.publish(job=job)
+    instance.aws.faults.plan("logs:*", Answer(503))
+    running = instance.start()
+    # On the console, and as the step's own line: then nothing is on its way to the disk.
+    running.wait_for('"all is printed"', 'Z all is printed"', "sent the message started")
+    running.send(signal.SIGKILL)
+    running.process.communicate(timeout=60)
+    segments = [json.loads(path.read_text()) for path in sorted((instance.state_dir / "log-spool").iterdir())]
+    spooled = [text for _, texts in segments for text in texts]
+    assert len(spooled) * size > 5_000_000
+    instance.aws.faults.heal()
+    ended = instance.run(command=command)
+    final = assert_one_end(ended, "failure")
+    assert ended.log[: len(spooled)] == spooled
+    numbers = [int(number) for number in re.findall(r"^(\d{5}) 777", "\n".join(spooled), re.MULTILINE)]
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+    own = ended.log[len(spooled) :]
+    assert all(line.startswith("runs-fleet-agent: ") for line in own)
+    assert f"{len(spooled)} log lines" in "\n".join(own)
+    assert final["log_lines_accepted"] == final["log_lines_delivered"] == len(ended.log)
+    assert final["log_lines_dropped"] == 0
+    assert not list((instance.state_dir / "log-spool").iterdir())
+    again = instance.run(command="reap")
+    assert (again.messages, again.log) == (ended.messages, ended.log)
 
 
 @pytest.mark.parametrize("command", ["reap", "run"])

@@ -265,14 +265,14 @@ def test_no_secret_within_reach(
 def test_log_spool_is_private(open_local: Local) -> None:
     """What the job has printed is not for its user to read where it waits."""
     local = open_local
-    spool, loot = local.state_dir / "log-spool.jsonl", local.folder / "loot"
+    spool, loot = local.state_dir / "log-spool", local.folder / "loot"
     local.state_dir.mkdir()
     (local.state_dir / "logs").symlink_to("logs")  # a loop: the sink does not take a line
     loot.touch()
     loot.chmod(0o666)
     job = (
         f"yes {'7' * 1000} | head -n 9500\n{until(spool)}"
-        f"{{ cat {spool} && echo read || echo refused; }} > {loot}\n"
+        f"{{ ls {spool} || cat {spool}/*; }} && echo read > {loot} || echo refused > {loot}\n"
     )
     ended = local.run("--runner-user", NOBODY.name, job=job, scenario={"echo_steps": False})
     assert_end(ended, "started", "success")

@@ -104,6 +104,8 @@ class Played:
     crashed: int
     """So many processes died."""
     faults: dict[str, Faults]
+    spooled: tuple[str, ...]
+    """The lines in the spool when the last of them died."""
 
     @property
     def trace(self) -> tuple[tuple[float, str], ...]:
@@ -137,6 +139,7 @@ def play(plan: Plan) -> Played:
         return await agent.run()
 
     outcome: Outcome | None = None
+    spooled: tuple[str, ...] = ()
     for number, crash_at in enumerate([*plan.crashes, None]):
         begun = events[-1][0] if events else 0.0
         world.now = wall_clock(EPOCH + timedelta(seconds=begun))
@@ -147,8 +150,9 @@ def play(plan: Plan) -> Played:
             )
         except SimulatedCrashError:
             world.crash()
+            spooled = tuple(event.text for event in world.machine.spooled)
         else:
-            return Played(plan, world, tuple(events), outcome, number, faults)
+            return Played(plan, world, tuple(events), outcome, number, faults, spooled)
     raise AssertionError("the last process of a plan does not crash")
 
 
@@ -201,6 +205,7 @@ def check(played: Played) -> None:
     _no_process_left(played)
     _over_before_the_machine(played)
     _no_line_lost(played)
+    _spool_delivered(played)
     _no_secret_out(played)
 
 
@@ -311,6 +316,18 @@ def _no_line_lost(played: Played) -> None:
     if not _faults_of(played, "log_sink") and not _faults_of(played, "log_spool"):
         assert not stats.dropped, "5: lines were dropped although the sink was well"
         assert arrived == printed, "5: lines came twice although the sink was well"
+
+
+def _spool_delivered(played: Played) -> None:
+    """What a dead agent had on the disk its successor has delivered, in order, or counted."""
+    outcome = played.outcome
+    if outcome is None or outcome.stream is None or _faults_of(played, "log_spool"):
+        return
+    if not outcome.logs.dropped and not outcome.logs.rejected:
+        arrived = played.world.log_sink.lines(outcome.stream)
+        wanted = set(played.spooled)
+        came = [line for line in dict.fromkeys(arrived) if line in wanted]
+        assert came == list(played.spooled), "5: lines in the spool are missing, or out of order"
 
 
 def _no_secret_out(played: Played) -> None:

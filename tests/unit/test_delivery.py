@@ -12,7 +12,7 @@ from attrs import define, evolve, field, frozen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_adapters.memory import InMemoryLogSink, InMemoryLogSpool
+from agent_adapters.memory import InMemoryLogSink, InMemoryLogSpool, Machine
 from agent_core.batches import EVENT_TEXT_BYTES, check_batch, event_bytes
 from agent_core.delivery import LogDelivery
 from agent_core.errors import (
@@ -910,6 +910,144 @@ def test_a_spool_that_cannot_be_read_for_now_loses_nothing() -> None:
 
         assert on.sink.texts == [*lines, "later"]
         assert await on.delivery.drain(3, 60) == LogStats(accepted=101, delivered=101)
+
+    run(main)
+
+
+def test_a_spool_that_loses_a_part_gives_the_rest() -> None:
+    """Also in a drain: what cannot be read is counted, and what comes behind it is delivered."""
+
+    class PatchySpool(InMemoryLogSpool):
+        def pop(self, max_bytes: int) -> list[LogEvent]:  # noqa: ARG002 - one by one, whatever is asked for
+            if "lost" in self.events[0].text:
+                del self.events[0]
+                raise SpoolError("torn")
+            return super().pop(0)
+
+    async def main() -> None:
+        on = scene(spool=PatchySpool(), memory_bytes=0)
+        lines = [f"{number} {'lost' if number % 5 in {0, 1} else 'kept'}" for number in range(50)]
+        on.write(*lines)
+        stats = await on.delivery.drain(3, 60)
+
+        assert on.sink.texts == [line for line in lines if "kept" in line]
+        assert stats == LogStats(accepted=50, delivered=30, dropped=20)
+        assert on.warnings == ["20 log lines are lost: torn"]
+
+    run(main)
+
+
+# What an agent before has left
+
+
+def spool_after(*lines: str, later_ms: int = 0) -> InMemoryLogSpool:
+    """As a successor finds it when the agent before has spooled these, a while later."""
+    machine = Machine()
+    stamp = int(EPOCH.timestamp() * 1000) + later_ms
+    if lines:
+        InMemoryLogSpool(machine=machine).push([LogEvent(stamp, line) for line in lines])
+    return InMemoryLogSpool(machine=machine)
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 1000, 2**23])
+@pytest.mark.parametrize("count", [1, 30, 15_000])
+def test_what_is_recovered_goes_first(count: int, memory_bytes: int) -> None:
+    """Before what was written until then, and it is counted as accepted; what comes later goes last."""
+
+    async def main() -> None:
+        spooled = [f"spooled {number}" for number in range(count)]
+        on = scene(spool=spool_after(*spooled), memory_bytes=memory_bytes, opened=False)
+        if memory_bytes:
+            on.write("one", "two")
+        on.delivery.recover()
+        on.write("three")
+        on.delivery.open(STREAM)
+        await asyncio.sleep(10)
+        on.write("four")
+        stats = await on.delivery.drain(3, 60)
+
+        own = ["one", "two", "three", "four"] if memory_bytes else ["three", "four"]
+        assert on.sink.texts == [*spooled, *own]
+        assert stats == LogStats(accepted=count + len(own), delivered=count + len(own))
+        (warning,) = on.warnings
+        assert f"{count} log lines" in warning
+        for put in on.sink.puts:
+            assert_within_limits(put)
+
+    run(main)
+
+
+def test_where_nothing_is_left_nothing_is_said() -> None:
+    """And nothing changes."""
+
+    async def main() -> None:
+        on = scene(spool=spool_after(), opened=False)
+        on.write("one")
+        on.delivery.recover()
+        on.delivery.open(STREAM)
+        assert await on.delivery.drain(3, 60) == LogStats(accepted=1, delivered=1)
+
+        assert on.warnings == []
+
+    run(main)
+
+
+def test_what_is_not_recovered_never_comes() -> None:
+    """An agent that takes a job takes no lines of another: not now, nor after a crash of its own."""
+
+    async def main() -> None:
+        spool = spool_after("foreign")
+        on = scene(spool=spool)
+        on.write("own")
+        await on.delivery.drain(3, 60)
+
+        assert on.sink.texts == ["own"]
+        assert spool.machine.spooled == []
+
+    run(main)
+
+
+def test_a_spool_that_cannot_be_recovered_stops_nothing() -> None:
+    """It is warned of; neither is one that cannot be cleared in the way of what is written now."""
+
+    class BrokenSpool(InMemoryLogSpool):
+        def recover(self) -> int:
+            raise SpoolError("the disk is broken")
+
+        def clear(self) -> None:
+            raise SpoolError("for good")
+
+    async def main() -> None:
+        on = scene(spool=BrokenSpool(), opened=False)
+        on.write("one")
+        on.delivery.recover()
+        on.delivery.open(STREAM)
+
+        assert await on.delivery.drain(3, 60) == LogStats(accepted=1, delivered=1)
+        assert on.sink.texts == ["one"]
+        assert [text.rpartition(": ")[2] for text in on.warnings] == ["the disk is broken", "for good"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("later_ms", [-30 * DAY_MS, -DAY_MS - 1, -1000, 1000, DAY_MS])
+def test_what_is_recovered_has_the_clock_of_its_time(later_ms: int) -> None:
+    """Were it ahead of this life's, the lines of this life would not stand before those of the last."""
+
+    async def main() -> None:
+        on = scene(spool=spool_after("spooled", later_ms=later_ms), opened=False)
+        on.write("one")
+        on.delivery.recover()
+        on.delivery.open(STREAM)
+        await asyncio.sleep(10)
+        on.write("two")
+        await on.delivery.drain(3, 60)
+
+        assert on.sink.texts == ["spooled", "one", "two"]
+        stamps = [event.timestamp_ms - int(EPOCH.timestamp() * 1000) for event in on.sink.taken]
+        assert stamps == [later_ms, max(0, later_ms), max(10_000, later_ms)]
+        for put in on.sink.puts:
+            assert_within_limits(put)
 
     run(main)
 

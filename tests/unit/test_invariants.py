@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agent_adapters.memory import InMemoryBinaryStore, RunnerScript
 from agent_core import ending, status, supervision
 from agent_core.chronicle import Chronicle
+from agent_core.delivery import LogDelivery
 from agent_core.events import Printed
 from agent_core.life import Life
 from agent_core.lifecycle import Agent
@@ -63,6 +64,8 @@ SCRIPTS = st.builds(
     cancel_seconds=st.one_of(st.none(), st.floats(0, 120), st.floats(0, 120)),
     leaves_behind=st.integers(0, 3),
 )
+LOUD = RunnerScript(output=tuple(f"line {number} ".ljust(900_000, "x") for number in range(20)))
+"""Prints more than memory may hold."""
 LIMITS = st.builds(
     Limits,
     max_runtime=st.integers(1, 360).map(lambda minutes: timedelta(minutes=minutes)),
@@ -139,6 +142,10 @@ async def _nothing(*_: object, **__: object) -> None:
     pass
 
 
+def _ignored(*_: object) -> None:
+    pass
+
+
 async def _yes(*_: object, **__: object) -> bool:
     return True
 
@@ -181,6 +188,7 @@ PLANTED = {
     "lines are lost": (Life, "print", _half),
     "the token is in the log": (Agent, "_register", _talkative),
     "the journal is not written": (Chronicle, "_write", _forgotten),
+    "the spool is not recovered": (LogDelivery, "recover", _ignored),
 }
 
 
@@ -205,6 +213,7 @@ def test_planted_fault_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> N
     @example(Plan(crashes=(90,)))
     @example(Plan(crashes=(70,), successor_reaps=False))
     @example(Plan(crashes=(170,)))
+    @example(Plan(script=LOUD, troubles={"log_sink": Trouble(fail=1.0, most=2)}, crashes=(150,)))
     @given(PLANS)
     def live(plan: Plan) -> None:
         check(play(plan))
@@ -222,6 +231,21 @@ def test_same_seed_same_life() -> None:
     )
     first = play(plan).trace
     assert all(play(plan).trace == first for _ in range(999))
+
+
+@pytest.mark.parametrize("crash_at", range(110, 215, 5))
+@pytest.mark.parametrize("successor_reaps", [True, False])
+@pytest.mark.parametrize("away", [2, 20])
+def test_crash_with_lines_in_the_spool(crash_at: int, away: int, *, successor_reaps: bool) -> None:
+    """The successor delivers them, whenever it was, and whether the sink was away for long or not."""
+    sink = Trouble(fail=1.0, most=away)
+    check(
+        play(
+            Plan(
+                script=LOUD, troubles={"log_sink": sink}, crashes=(crash_at,), successor_reaps=successor_reaps
+            )
+        )
+    )
 
 
 @pytest.mark.parametrize("crash_at", range(215))

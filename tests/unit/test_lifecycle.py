@@ -17,6 +17,7 @@ from agent_core.errors import (
     AgentAliveError,
     AgentFaultError,
     ConfigAbsentError,
+    LogSinkUnavailableError,
     SettingsError,
     TerminatorUnavailableError,
 )
@@ -506,6 +507,56 @@ def test_agent_without_a_name_asks_once() -> None:
     assert run(main).powered_off
     assert begun[0] < 30
     assert world.machine.journal is None
+
+
+LOUD = tuple(f"line {number} ".ljust(900_000, "x") for number in range(20))
+"""More than memory may hold."""
+
+
+def crash_with_a_spool(world: World) -> list[str]:
+    """An agent dies while the sink is away, its job prints, and goes on; the lines in its spool."""
+    world.log_sink.error = LogSinkUnavailableError("away")
+    with pytest.raises(SimulatedCrashError):
+        run(lambda: world.agent().run(), crash_at=300)
+    world.crash()
+    world.log_sink.error = None
+    return [event.text for event in world.machine.spooled]
+
+
+@pytest.mark.parametrize("reaps", [True, False])
+def test_successor_delivers_what_the_dead_agent_had_spooled(*, reaps: bool) -> None:
+    """Before its own lines, in the dead agent's stream; the message counts both."""
+    world = World(script=RunnerScript(output=LOUD, job_seconds=None))
+    spooled = crash_with_a_spool(world)
+    assert len(spooled) > 5
+
+    outcome = run(world.reap if reaps else lambda: world.agent().run())
+
+    assert outcome is not None
+    assert outcome.stream is not None
+    lines = world.log_sink.lines(outcome.stream)
+    assert lines[: len(spooled)] == spooled == list(LOUD[-len(spooled) :])
+    assert all(line.startswith("runs-fleet-agent: ") for line in lines[len(spooled) :])
+    message = final(world)
+    assert message.log_lines_delivered == message.log_lines_accepted == len(lines)
+
+
+def test_image_of_a_machine_with_a_spool() -> None:
+    """Another instance's lines are in nobody's stream, though an agent dies on this one too."""
+    world = World(script=RunnerScript(output=LOUD, job_seconds=None))
+    assert crash_with_a_spool(world)
+    world.machine = Machine(
+        "i-made-from-the-image", journal=world.machine.journal, spooled=world.machine.spooled
+    )
+    world.binary_store.machine = world.terminator.machine = world.machine
+    world.script = RunnerScript(job_seconds=None)
+    assert crash_with_a_spool(world) == []
+
+    outcome = run(world.reap)
+
+    assert outcome is not None
+    assert outcome.record.instance_id == "i-made-from-the-image"
+    assert not [line for line in world.log_sink.lines(outcome.stream or "") if line in LOUD]
 
 
 # Services that hang

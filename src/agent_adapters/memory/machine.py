@@ -15,6 +15,7 @@ from agent_core.errors import (
 from agent_core.model import (
     HostSample,
     JournalRecord,
+    LogEvent,
     ProcessId,
     Release,
 )
@@ -39,6 +40,8 @@ class Machine:
     booted_at: datetime = _EPOCH
     journal: str | None = None
     """The journal's text, as it stands on the disk."""
+    spooled: list[LogEvent] = Factory(list)
+    """The log lines on its disk that no agent has delivered."""
     installed: Release | None = None
     """What is in the runner's root."""
     prebaked: bool = False

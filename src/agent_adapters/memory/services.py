@@ -137,13 +137,30 @@ class InMemoryLogSink(LogSink):
 
 @define
 class InMemoryLogSpool(LogSpool):
-    """Holds up to a bound."""
+    """The spool on the machine's disk, up to a bound."""
 
     max_bytes: int = 2**30
+    machine: Machine = Factory(Machine)
     events: list[LogEvent] = Factory(list)
+    """What it holds: the very list that the machine has, once this life's is what is on its disk."""
     _bytes: int = 0
 
+    def recover(self) -> int:
+        if self.events is self.machine.spooled:
+            return 0
+        self.events = self.machine.spooled
+        self._bytes = sum(map(event_bytes, self.events))
+        return len(self.events)
+
+    def clear(self) -> None:
+        self.events = self.machine.spooled = []
+        self._bytes = 0
+
     def push(self, events: Sequence[LogEvent]) -> None:
+        if not events:
+            return
+        if self.events is not self.machine.spooled:
+            self.clear()
         size = sum(event_bytes(event) for event in events)
         if self._bytes + size > self.max_bytes:
             raise SpoolError(f"the spool holds {self.max_bytes} bytes at most")

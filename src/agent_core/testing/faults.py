@@ -49,6 +49,8 @@ FAILURES: Final[Mapping[str, type[AgentError]]] = MappingProxyType(
         "put": LogSinkUnavailableError,
         "push": SpoolError,
         "pop": SpoolError,
+        "recover": SpoolError,
+        "clear": SpoolError,
         "send": NotifierUnavailableError,
         "terminate": TerminatorUnavailableError,
         "power_off": TerminatorUnavailableError,

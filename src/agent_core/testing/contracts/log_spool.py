@@ -54,6 +54,10 @@ class LogSpoolContract(Contract, ABC):
     def make(self, max_bytes: int) -> LogSpool:
         """The adapter under test, empty: it has room for that many bytes of events, as it counts them."""
 
+    @abstractmethod
+    def make_successor(self) -> LogSpool:
+        """A roomy adapter where the one made last is, as a process has it after that one's was killed."""
+
     # In and out
 
     def test_is_empty_at_first(self) -> None:
@@ -136,7 +140,104 @@ class LogSpoolContract(Contract, ABC):
             assert len(spool) == len(expected)
             assert len(expected) * 200 > _TIGHT_BYTES // 3, "there was room for more"
 
+    # What outlives a process
+
+    def test_a_successor_begins_empty(self) -> None:
+        """Unless it asks for what there is."""
+        self.make(_ROOMY_BYTES).push(_events(3))
+        successor = self.make_successor()
+
+        assert (len(successor), successor.pop(_ROOMY_BYTES)) == (0, [])
+
+    def test_recovers_what_was_not_popped(self) -> None:
+        """All of it, in order; of what was popped, only the last may come again."""
+        for popped_bytes in (0, 1, 50, 100, 150, 100_000):
+            spool = self.make(_ROOMY_BYTES)
+            events = _events(30)
+            for start in range(0, 30, 10):
+                spool.push(events[start : start + 10])
+            left = events[len(spool.pop(popped_bytes)) :] if popped_bytes else events
+            successor = self.make_successor()
+
+            count = successor.recover()
+
+            assert len(left) <= count <= len(events)
+            assert count == len(successor)
+            recovered = successor.pop(_ROOMY_BYTES)
+            assert recovered == events[len(events) - count :]
+            assert (len(successor), successor.pop(_ROOMY_BYTES)) == (0, [])
+
+    def test_recovers_nothing_where_there_is_nothing(self) -> None:
+        """Neither at first, nor when all was popped."""
+        spool = self.make(_ROOMY_BYTES)
+        assert self.make_successor().recover() == 0
+        spool.push(_events(3))
+        spool.pop(_ROOMY_BYTES)
+        successor = self.make_successor()
+
+        assert (successor.recover(), len(successor), successor.pop(_ROOMY_BYTES)) == (0, 0, [])
+
+    def test_what_is_recovered_comes_first(self) -> None:
+        """Before what the successor pushes; and its own successor has both."""
+        events = _events(6)
+        self.make(_ROOMY_BYTES).push(events[:3])
+        successor = self.make_successor()
+        successor.recover()
+        successor.push(events[3:])
+        last = self.make_successor()
+
+        assert last.recover() == len(last) == len(events)
+        assert last.pop(_ROOMY_BYTES) == events
+
+    def test_what_is_not_recovered_is_gone_with_the_first_push(self) -> None:
+        """Nobody takes it for the pusher's, who is asked for nothing older any more."""
+        self.make(_ROOMY_BYTES).push(_events(3))
+        successor = self.make_successor()
+        own = LogEvent(_NOW_MS, "own")
+        successor.push([own])
+        assert (successor.recover(), len(successor)) == (0, 1)
+        last = self.make_successor()
+
+        assert (last.recover(), last.pop(_ROOMY_BYTES)) == (1, [own])
+
+    def test_what_is_cleared_is_gone(self) -> None:
+        """An earlier life's, and its own; there is room for more."""
+        spool = self.make(_ROOMY_BYTES)
+        spool.push(_events(3))
+        self.make_successor().clear()
+        assert self.make_successor().recover() == 0
+        spool = self.make_successor()
+        spool.push(_events(3))
+        spool.pop(1)
+        spool.clear()
+        assert (len(spool), spool.pop(_ROOMY_BYTES)) == (0, [])
+        spool.push(_events(1))
+
+        assert spool.pop(_ROOMY_BYTES) == _events(1)
+        assert self.make_successor().recover() == 0
+
     # Any way
+
+    def test_no_crash_loses_what_was_not_popped(self) -> None:
+        """Whatever was pushed and popped before, and however often it dies."""
+        for seed in range(_SEEDS):
+            rng = Random(seed)  # noqa: S311 - a seed decides
+            spool, pushed, at = self.make(_ROOMY_BYTES), list[LogEvent](), 0
+            for number in range(rng.randrange(60)):
+                if rng.random() < 0.1:  # noqa: PLR2004 - one step in ten
+                    spool = self.make_successor()
+                    before, at = at, len(pushed) - spool.recover()
+                    assert 0 <= at <= before
+                match _random_step(rng):
+                    case Push(texts):
+                        events = [LogEvent(_NOW_MS + number, text) for text in texts]
+                        spool.push(events)
+                        pushed += events
+                    case Pop(max_bytes):
+                        popped = spool.pop(max_bytes)
+                        assert popped == pushed[at : at + len(popped)]
+                        at += len(popped)
+                assert len(spool) == len(pushed) - at
 
     def test_any_interleaving_is_a_queue(self) -> None:
         """Pushes and pops in any order: what comes out is what a plain queue gives."""
@@ -174,6 +275,10 @@ class LogSpoolContract(Contract, ABC):
                 return taken
             taken += events
         raise AssertionError(f"the spool took {len(taken)} events, and has no end")
+
+
+def _events(count: int) -> list[LogEvent]:
+    return [LogEvent(_NOW_MS + number, f"line {number}") for number in range(count)]
 
 
 def _pop(model: deque[LogEvent], max_bytes: int) -> list[LogEvent]:
