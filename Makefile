@@ -33,7 +33,7 @@ lives: $(VENV)/dev.installed ## hold the invariants over 10,000 random lives
 	LIVES=10000 $(BIN)/pytest tests/unit/test_invariants.py -k every_life
 
 crashes: $(VENV)/dev.installed ## kill agents and their successors at 400 moments, and show in which phases
-	CRASHES=200 $(BIN)/pytest -n auto tests/integration/test_crash.py -k any_moment
+	CRASHES=200 $(BIN)/pytest -n auto tests/integration/test_crash.py -k killed
 
 bench: $(VENV)/dev.installed ## measure, and hold the figures against their limits
 	@status=0; for program in provisioning delivery following life; do \

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
+from agent_core.phases import Phase
 from support.aws import Aws
 from support.github import GitHub
 from support.imds import InstanceMetadata
@@ -103,8 +104,15 @@ def journal_of(instance: Instance) -> dict[str, Any]:
     return json.loads(journal_path(instance).read_text())  # type: ignore[no-any-return]
 
 
-def assert_one_end(instance: Instance, reaped: Ended) -> tuple[str, str]:
-    """The instance was asked to terminate, and all final messages are one: its ID and status.
+def assert_ends(killed: Running[Ended], instance: Instance) -> None:
+    """Its successor finishes what is left, and has nothing to do where it had finished itself."""
+    if phase_at_death(killed, instance) in {Phase.TERMINATED, "its end"}:
+        assert_nothing_to_do(instance)
+    assert_one_end(instance, instance.run(command="reap"))
+
+
+def assert_one_end(instance: Instance, reaped: Ended) -> None:
+    """The instance was asked to terminate, and all final messages are one.
 
     That no process is left, `Running.end` has seen.
     """
@@ -113,7 +121,6 @@ def assert_one_end(instance: Instance, reaped: Ended) -> tuple[str, str]:
     assert set(instance.aws.terminations) == {instance.instance_id}
     finals = {(m["message_id"], m["status"]) for m in reaped.messages if m["status"] != "started"}
     assert len(finals) == 1, (reaped.messages, reaped.stderr)
-    return finals.pop()
 
 
 def assert_nothing_to_do(instance: Instance) -> None:
@@ -132,15 +139,23 @@ def said_to_aws(instance: Instance) -> list[str]:
 def test_agent_killed_at_any_moment(
     instance: Instance, seconds: Seconds, seed: int, record_property: Note
 ) -> None:
-    """Its successor finishes what is left, and nothing where nothing is left."""
+    """Also before it has a journal, and when all is done but its exit."""
     lay_out(instance)
     running = instance.start()
     kill(running, Random(seed).random() * seconds.run)
-    phase = phase_at_death(running, instance)
-    record_property("agent killed in", phase)
-    if phase in {"terminated", "its end"}:
-        assert_nothing_to_do(instance)
-    assert_one_end(instance, instance.run(command="reap"))
+    record_property("agent killed in", phase_at_death(running, instance))
+    assert_ends(running, instance)
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_agent_killed_as_a_phase_begins(instance: Instance, phase: Phase, record_property: Note) -> None:
+    """Also in phases that are over in a moment."""
+    lay_out(instance)
+    running = instance.start()
+    running.wait_for(f'"phase {phase}"')
+    kill(running)
+    record_property("agent killed in", phase_at_death(running, instance))
+    assert_ends(running, instance)
 
 
 @pytest.mark.parametrize("seed", range(CRASHES // 2))
@@ -151,12 +166,9 @@ def test_successor_killed_at_any_moment(
     leave_a_job(instance)
     reaping = instance.start(command="reap")
     kill(reaping, Random(seed).random() * seconds.reap)
-    phase = phase_at_death(reaping, instance)
-    record_property("successor killed in", phase)
-    if phase in {"terminated", "its end"}:
-        assert_nothing_to_do(instance)
-    _, status = assert_one_end(instance, instance.run(command="reap"))
-    assert status == "failure"
+    record_property("successor killed in", phase_at_death(reaping, instance))
+    assert_ends(reaping, instance)
+    assert instance.aws.messages(instance.queue_url)[-1]["status"] == "failure"
     assert_nothing_to_do(instance)
 
 
@@ -182,8 +194,7 @@ def test_two_successors_at_once(instance: Instance) -> None:
     assert silent == ("", "")
     assert telling[1].count('"TerminationRequested"') == 1
     assert len(instance.aws.terminations) == 1
-    _, status = assert_one_end(instance, instance.run(command="reap"))
-    assert status == "failure"
+    assert_one_end(instance, instance.run(command="reap"))
 
 
 def test_successor_beside_a_live_agent(instance: Instance) -> None:
@@ -247,7 +258,7 @@ def test_damaged_journal(instance: Instance, damage: str, command: str) -> None:
     [error] = [line for line in ended.stderr.splitlines() if '"level": "ERROR"' in line]
     assert str(journal_path(instance)) in error
     assert reason in error
-    assert "started" not in ended.statuses
+    assert set(ended.statuses) == {"failure"}
 
 
 @pytest.mark.parametrize(("command", "status"), [("run", "success"), ("reap", "failure")])
