@@ -32,7 +32,7 @@ check: $(VENV)/dev.installed ## lint, types, layers
 lives: $(VENV)/dev.installed ## hold the invariants over 10,000 random lives
 	LIVES=10000 $(BIN)/pytest tests/unit/test_invariants.py -k every_life
 
-crashes: $(VENV)/dev.installed ## kill agents and their successors at 400 moments, and show in which phases
+crashes: $(VENV)/dev.installed ## kill agents and successors at 400 random moments
 	CRASHES=200 $(BIN)/pytest -n auto tests/integration/test_crash.py -k killed
 
 bench: $(VENV)/dev.installed ## measure, and hold the figures against their limits
