@@ -9,7 +9,7 @@ SOURCES := $(shell find src -type f -name '*.py') pyproject.toml README.md
 RUN_DIR := build/run
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lives bench format lock wheel clean
+.PHONY: help run test check lives crashes bench format lock wheel clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ check: $(VENV)/dev.installed ## lint, types, layers
 
 lives: $(VENV)/dev.installed ## hold the invariants over 10,000 random lives
 	LIVES=10000 $(BIN)/pytest tests/unit/test_invariants.py -k every_life
+
+crashes: $(VENV)/dev.installed ## kill agents and successors at 400 random moments
+	CRASHES=200 $(BIN)/pytest -n auto tests/integration/test_crash.py -k killed
 
 bench: $(VENV)/dev.installed ## measure, and hold the figures against their limits
 	@status=0; for program in provisioning delivery following life; do \

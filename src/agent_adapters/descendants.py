@@ -74,7 +74,7 @@ class RunnerProcesses:
             if entry.id in ours
             or entry.session in leaders
             or self._is_marked(entry.id.pid)
-            or (ours and not entry.has_terminal and self._works_from_root(entry.id.pid))
+            or (not entry.has_terminal and self._works_from_root(entry.id.pid))
         }
         found |= self._adopted(table)
         found |= _descendants(table, found)

@@ -9,7 +9,7 @@ from typing import Final
 
 from agent_adapters.threads import Lane
 from agent_adapters.wire import journal_from_json, journal_to_json
-from agent_core.errors import JournalUnavailableError
+from agent_core.errors import JournalDamagedError, JournalUnavailableError
 from agent_core.model import JournalRecord
 from agent_core.ports import Journal
 
@@ -49,7 +49,10 @@ class FileJournal(Journal):
 
     async def load(self) -> JournalRecord | None:
         text = await self._lane.run(self._read)
-        return None if text is None else journal_from_json(text)
+        try:
+            return None if text is None else journal_from_json(text)
+        except JournalDamagedError as exc:
+            raise JournalDamagedError(f"{self._path}: {exc}") from exc
 
     async def save(self, record: JournalRecord) -> None:
         await self._lane.run(partial(self._replace, journal_to_json(record)))

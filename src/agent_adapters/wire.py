@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from attrs import evolve
 from cattrs import Converter, transform_error
@@ -49,6 +49,7 @@ _SHOWN_LENGTH: Final = 60
 _HIDDEN: Final = "(not shown: it is a secret)"
 
 _Hook = Callable[[Any, Any], Any]
+_T = TypeVar("_T")
 
 
 # One field
@@ -203,7 +204,7 @@ def parse_config(text: str, credential: str | None = None) -> JobConfig:
     faults: list[str] = []
     document = _object(text, "config", faults)
     secrets = {} if credential is None else _credential(credential, faults)
-    config = None if document is None else _structure(document | secrets, faults)
+    config = None if document is None else _structure(document | secrets, JobConfig, "config", faults)
     if document is None or config is None or faults:
         raise ConfigMalformedError("\n  ".join(["the config cannot be used:", *faults]))
     if config.jit_token is None and config.jit_config is None:
@@ -212,13 +213,13 @@ def parse_config(text: str, credential: str | None = None) -> JobConfig:
     return evolve(config, unknown_keys=tuple(sorted(map(_shown, unknown))))
 
 
-def _structure(document: dict[str, Any], faults: list[str]) -> JobConfig | None:
+def _structure(document: dict[str, Any], cls: type[_T], what: str, faults: list[str]) -> _T | None:
     try:
-        return _CONVERTER.structure(document, JobConfig)
+        return _CONVERTER.structure(document, cls)
     except Exception as exc:  # noqa: BLE001 - cattrs gathers whatever the hooks raise
-        for line in transform_error(exc, path="config", format_exception=_explain):
-            what, path = line.rsplit(" @ ", 1)
-            faults.append(f"{path}: {what}")
+        for line in transform_error(exc, path=what, format_exception=_explain):
+            fault, path = line.rsplit(" @ ", 1)
+            faults.append(f"{path}: {fault}")
         return None
 
 
@@ -310,12 +311,12 @@ def journal_from_json(text: str) -> JournalRecord:
     Raises:
         JournalDamagedError: nothing of this version wrote it.
     """
-    try:
-        document = json.loads(text)
-        version = document.pop("version")
-        record = _CONVERTER.structure(document, JournalRecord) if version == _JOURNAL_VERSION else None
-    except Exception as exc:
-        raise JournalDamagedError(f"the journal cannot be understood: {exc!r}") from exc
+    faults: list[str] = []
+    document = _object(text, "journal", faults) or {}
+    version = document.pop("version", None)
+    if not faults and version != _JOURNAL_VERSION:
+        faults.append(f"journal: version {version!r}, not {_JOURNAL_VERSION}")
+    record = None if faults else _structure(document, JournalRecord, "journal", faults)
     if record is None:
-        raise JournalDamagedError(f"the journal has version {version!r}, not {_JOURNAL_VERSION}")
+        raise JournalDamagedError(f"the journal cannot be understood: {'; '.join(faults)}")
     return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from agent_adapters.memory import InMemoryJournal, Machine
 from agent_adapters.state import FileJournal
-from agent_core.errors import JournalUnavailableError
+from agent_core.errors import JournalDamagedError, JournalUnavailableError
 from agent_core.model import JournalRecord
 from agent_core.phases import Phase
 from agent_core.testing import simulation
@@ -197,4 +198,19 @@ def test_what_may_not_be_touched_is_unavailable(
     unprivileged()
 
     with pytest.raises(JournalUnavailableError):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[]", "journal: not a JSON object"),
+        ('{"version": 2}', "journal: version 2, not 1"),
+        ('{"version": 1, "instance_id": "i-1", "agent_version": "1"}', r"journal\.phase: missing"),
+    ],
+)
+def test_damage_is_named(path: Path, content: str, reason: str) -> None:
+    """Which file it is, and what is wrong with it."""
+    path.write_text(content, "utf-8")
+    with pytest.raises(JournalDamagedError, match=f"{re.escape(str(path))}: .*{reason}"):
         load(path)
