@@ -24,8 +24,8 @@ class RunnerProcesses:
     """The processes of the runner in one root.
 
     This process becomes the reaper of orphans, so that no descendant of the runner gets out of sight,
-    whatever it does. A successor, which has adopted none, goes by sessions, the mark, and, once it knows
-    that a runner ran there, by what works in the root.
+    whatever it does. A successor, which has adopted none, goes by sessions, the mark, and what works in the
+    root, but for who sits before a terminal.
 
     Args:
         root: the runner's.

@@ -78,7 +78,7 @@ class FileConfigSource(ConfigSource):
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._lane = Lane("config", ConfigUnavailableError)
+        self._lane = Lane("config", ConfigUnavailableError, calls=2)
 
     async def fetch(self) -> JobConfig:
         return parse_config(await self._lane.run(self._read))

@@ -18,7 +18,7 @@ from agent_core.events import (
     TerminationRequested,
 )
 
-__all__ = ["ServiceManager", "service_result"]
+__all__ = ["ServiceManager", "ended_in_order", "service_result"]
 
 _TOLD: Final = (
     PhaseEntered,
@@ -81,6 +81,12 @@ def service_result(environ: Mapping[str, str]) -> str | None:
     result = environ.get("SERVICE_RESULT")
     how = " ".join(environ[name] for name in ("EXIT_CODE", "EXIT_STATUS") if environ.get(name))
     return f"{result} ({how})" if result and how else result
+
+
+def ended_in_order(environ: Mapping[str, str]) -> bool:
+    """Whether systemd says that the service's main process has come to its end with exit status 0."""
+    end = [environ.get(name) for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS")]
+    return end == ["success", "exited", "0"]
 
 
 def _beat_seconds(environ: Mapping[str, str]) -> float:

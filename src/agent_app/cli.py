@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from agent_adapters.accounts import account_fault
 from agent_adapters.host import why_unwritable
-from agent_adapters.systemd import service_result
+from agent_adapters.systemd import ended_in_order, service_result
 from agent_adapters.wire import message_to_json
 from agent_app.container import container_of
 from agent_app.display import Aside
@@ -112,6 +112,9 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
 
 def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
     settings = loaded.settings
+    if ended_in_order(os.environ):
+        # The instance was asked to terminate, or the status would be another; the journal need not say so.
+        return ExitStatus.OK
     _tell(*loaded.errors)
     if "state_dir" in loaded.faulty:
         # Who knows which agent this is about, and whether it is alive?

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from attrs import evolve, frozen
@@ -25,7 +26,9 @@ from agent_core.policy import (
 from agent_core.runner_logs import upload_runner_logs
 from agent_core.status import Observed, final_message
 
-__all__ = ["Ending", "Outcome", "leave_no_process"]
+__all__ = ["Ending", "Outcome", "conclude", "leave_no_process"]
+
+_NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 
 _LAST_RESORT: Final = "what is left is the timer that does it, where it is installed"
 
@@ -87,6 +90,12 @@ async def leave_no_process(life: Life, known: Sequence[ProcessId] = ()) -> None:
             return
 
 
+def conclude(life: Life, observed: Observed, measured: Mapping[str, object] = _NOTHING) -> None:
+    """Decides how the life ended, once, where it has a job; the journal hears of it at its next save."""
+    if life.record.job_id is not None and life.record.final is None:
+        life.chronicle.note(final=final_message(life.record, observed, life.now(), **measured))
+
+
 class Ending:
     """STOPPING, where nothing has stopped yet; REPORTING, CLEANING, TERMINATING."""
 
@@ -127,13 +136,12 @@ class Ending:
     async def _report(self, observed: Observed, measured: Mapping[str, object]) -> None:
         """Concludes, once, and in the journal before anyone hears of it; then delivers logs, and sends."""
         life = self._life
-        has_job = life.record.job_id is not None
-        if has_job and life.record.final is None:
-            await life.chronicle.save(final=final_message(life.record, observed, life.now(), **measured))
+        conclude(life, observed, measured)
+        await life.chronicle.save()
         log_upload = await upload_runner_logs(life, life.step_seconds(EndingStep.UPLOAD))
         stats = await life.delivery.drain(STALL_SECONDS, life.step_seconds(EndingStep.DELIVER))
         life.emit(LogsDrained(stats))
-        if life.record.final is None or not has_job:
+        if life.record.final is None:
             return
         final = evolve(
             life.record.final,

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from agent_core.deadline import abandon, within
-from agent_core.ending import Ending, Outcome
+from agent_core.ending import Ending, Outcome, conclude
 from agent_core.errors import (
     AgentAliveError,
     AgentError,
@@ -159,6 +159,7 @@ class Agent:
         if remains is Remains.UNFINISHED and record is not None:
             self._inherited = observed_of(record)
             adopt(life, record)
+            conclude(life, self._inherited)
             life.delivery.recover()
             life.delivery.open(record.stream)
             raise JobAlreadyRunError(

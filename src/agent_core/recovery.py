@@ -10,7 +10,7 @@ from attrs import asdict
 
 from agent_core import __version__
 from agent_core.deadline import within
-from agent_core.ending import Ending, Outcome
+from agent_core.ending import Ending, Outcome, conclude
 from agent_core.errors import DeadlineError, HostUnavailableError, JournalDamagedError
 from agent_core.events import Observer
 from agent_core.life import AgentOptions, Life
@@ -59,8 +59,14 @@ async def inspect(life: Life) -> tuple[Remains, JournalRecord | None]:
         JournalError: it cannot be read, or not be understood.
         DeadlineError: it does not answer.
     """
-    record = await _load(life)
     instance_id = life.options.instance_id
+    try:
+        record = await _load(life)
+    except JournalDamagedError:
+        if instance_id:
+            # What nobody understands is of use to nobody: how this life ends is.
+            life.chronicle.allow()
+        raise
     if not instance_id and record is not None and await _is_of_this_boot(life, record):
         # Nobody else tells who this is; what was written since the machine has started is about this one.
         instance_id = record.instance_id
@@ -151,4 +157,6 @@ async def reap(
                 life.delivery.open(record.stream)
     if life.record.job_id is None:
         await look_for_job(life)
+    # At once, or a successor of this one would tell of this one's death.
+    conclude(life, observed)
     return await Ending(life, Messenger(life)).run(observed, {})

@@ -11,7 +11,7 @@ from support.faults import Hang
 from support.machine import Journal
 from support.service import SERVICE, Service
 
-_WATCHDOG: Final = "[Service]\nWatchdogSec=8\n"
+_SHORT_TIMES: Final = "[Service]\nTimeoutStartSec=15\nWatchdogSec=8\n"
 _SMALL_DISK: Final = "size=4m"
 _MANY_FILES: Final = "mkdir many && cd many && seq 60000 | xargs touch\n"
 """So that they take a while to be removed."""
@@ -27,9 +27,10 @@ class Cell:
     # Phases: each returns when the agent is in it, and stays
 
     def booting(self) -> None:
-        """The journal of an earlier life cannot be read to its end."""
-        self.service.machine.run("mkfifo", self.instance.state_dir / "journal.json")
-        self._run_to("phase booting")
+        """It asks which instance this is."""
+        self.instance.imds.faults.plan("imds:*", Hang())
+        self.service.begin()
+        self.instance.imds.wait_for("imds:*")
 
     def configuring(self) -> None:
         self.instance.aws.faults.plan("ssm:*", Hang())
@@ -116,6 +117,7 @@ class Cell:
 
     def go_on(self) -> None:
         """Nothing holds the agent any more, but what befell it."""
+        self.instance.imds.faults.heal()
         self.instance.aws.faults.heal()
         self.instance.github.faults.heal()
 
@@ -153,7 +155,7 @@ def cell_of(service: Service) -> Iterator[Cell]:
     service.machine.run("mkdir", "-p", instance.state_dir)
     service.machine.run("mount", "-t", "tmpfs", "-o", _SMALL_DISK, "tmpfs", instance.state_dir)
     service.configure(RUNS_FLEET_SHUTDOWN_GRACE_SECONDS="20")
-    service.drop_in(_WATCHDOG)
+    service.drop_in(_SHORT_TIMES)
     with service.machine.follow(SERVICE) as journal:
         yield Cell(service, journal)
 

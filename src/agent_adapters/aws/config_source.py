@@ -20,6 +20,8 @@ from agent_core.ports import ConfigSource
 
 __all__ = ["SsmConfigSource", "credential_name"]
 
+_CALLS: Final = 2
+"""The last look before the end does not wait for a call that hangs."""
 _MEANINGS: Final = Meanings(
     unavailable=ConfigUnavailableError,
     denied=ConfigDeniedError,
@@ -49,7 +51,7 @@ class SsmConfigSource(ConfigSource):
 
     def __init__(self, clients: AwsClients, parameter: str) -> None:
         self._clients, self._parameter = clients, parameter
-        self._lane = Lane("config", ConfigUnavailableError)
+        self._lane = Lane("config", ConfigUnavailableError, calls=_CALLS)
 
     async def fetch(self) -> JobConfig:
         return await self._lane.run(self._fetch)
