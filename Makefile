@@ -9,7 +9,7 @@ SOURCES := $(shell find src -type f -name '*.py') pyproject.toml README.md
 RUN_DIR := build/run
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lives crashes bench format lock wheel clean
+.PHONY: help run test check lives crashes matrix bench format lock wheel clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ lives: $(VENV)/dev.installed ## hold the invariants over 10,000 random lives
 
 crashes: $(VENV)/dev.installed ## kill agents and successors at 400 random moments
 	CRASHES=200 $(BIN)/pytest -n auto tests/integration/test_crash.py -k killed
+
+matrix: $(VENV)/dev.installed ## kill, hang and stop the agent in each phase, under a real systemd (root)
+	REQUIRE_SYSTEMD=1 $(BIN)/pytest -n auto tests/system/test_matrix.py
 
 bench: $(VENV)/dev.installed ## measure, and hold the figures against their limits
 	@status=0; for program in provisioning delivery following life; do \

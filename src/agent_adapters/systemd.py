@@ -1,10 +1,16 @@
 """systemd, as the service manager of this process: told that it is up, how it is, and that it moves on."""
 
 import asyncio
+import math
 import os
+import subprocess
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
+from attrs import evolve
+
+from agent_adapters.threads import try_spawn
 from agent_core.events import (
     Event,
     Failed,
@@ -12,13 +18,36 @@ from agent_core.events import (
     JobCompleted,
     JobStarted,
     JobTaken,
+    MaxRuntimeSet,
+    Observer,
     PhaseEntered,
     PoweringOff,
     StopRequested,
     TerminationRequested,
+    Warned,
 )
+from agent_core.model import Limits
+from agent_core.policy import life_seconds
 
-__all__ = ["ServiceManager", "ended_in_order", "service_result"]
+__all__ = [
+    "POWER_OFF_SERVICE",
+    "POWER_OFF_TIMER",
+    "SERVICE",
+    "PowerOffTimer",
+    "ServiceManager",
+    "ended_in_order",
+    "power_off_after",
+    "service_result",
+]
+
+SERVICE: Final = "runs-fleet-agent.service"
+POWER_OFF_SERVICE: Final = "runs-fleet-agent-poweroff.service"
+POWER_OFF_TIMER: Final = "runs-fleet-agent-poweroff.timer"
+_LATER: Final = "runs-fleet-agent-poweroff-later"
+_POWER_OFF_MARGIN_SECONDS: Final = 600.0
+"""For the boot before the agent, and a successor after it."""
+_CALL_SECONDS: Final = 30.0
+"""One word to systemd, on a machine that boots."""
 
 _TOLD: Final = (
     PhaseEntered,
@@ -74,6 +103,50 @@ class ServiceManager:
                 told = True
                 warn("the phase takes longer than all of its bounds: the watchdog is left to act")
             await asyncio.sleep(self._beat_seconds)
+
+
+class PowerOffTimer:
+    """The timer that powers the host off, moved for a job that may run for longer than the operator's others.
+
+    Args:
+        environ: what systemd has started this process with; where it has not, nothing is moved.
+        limits: that the units were made for.
+        tell: hears what goes wrong, from a thread.
+    """
+
+    def __init__(self, environ: Mapping[str, str], limits: Limits, tell: Observer) -> None:
+        self._is_service = "INVOCATION_ID" in environ
+        self._limits, self._tell = limits, tell
+
+    def __call__(self, event: Event) -> None:
+        if not (self._is_service and isinstance(event, MaxRuntimeSet)):
+            return
+        seconds = life_seconds(evolve(self._limits, max_runtime=event.max_runtime))
+        if seconds > life_seconds(self._limits):
+            try_spawn("power-off timer", partial(self._move, power_off_after(seconds)))
+
+    def _move(self, seconds: int) -> None:
+        """Starts the later timer before it stops the earlier one: there is always one."""
+        try:
+            if _call("systemctl", "is-active", "--quiet", POWER_OFF_TIMER).returncode == 0:
+                start = ("systemctl", "start", "--no-block", POWER_OFF_SERVICE)
+                later = (f"--unit={_LATER}", f"--on-active={seconds}", "--timer-property=AccuracySec=1")
+                _call("systemd-run", "--quiet", *later, *start).check_returncode()
+                _call("systemctl", "stop", POWER_OFF_TIMER).check_returncode()
+        except (OSError, subprocess.SubprocessError) as exc:
+            told = getattr(exc, "stderr", None) or str(exc)
+            self._tell(Warned(f"{POWER_OFF_TIMER} may end the job before its time: {told.strip()}"))
+
+
+def power_off_after(life_seconds: float) -> int:
+    """When the host is powered off, in seconds: after the longest life, and a margin."""
+    return math.ceil(life_seconds + _POWER_OFF_MARGIN_SECONDS)
+
+
+def _call(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_CALL_SECONDS, check=False
+    )
 
 
 def service_result(environ: Mapping[str, str]) -> str | None:

@@ -26,7 +26,7 @@ from agent_adapters.process import SubprocessRunnerProcess, runner_environment
 from agent_adapters.spool import FileLogSpool
 from agent_adapters.state import FileJournal, StateLock
 from agent_adapters.stderr import StderrOnlyLogSink
-from agent_adapters.systemd import ServiceManager
+from agent_adapters.systemd import PowerOffTimer, ServiceManager
 from agent_app.identity import metadata_of, spare_metadata_the_proxy
 from agent_app.settings import Settings
 from agent_core.events import Event, JobStarted, Observer
@@ -229,10 +229,11 @@ class Container(containers.DeclarativeContainer):
     )
     options = providers.Callable(_options, settings)
     service_manager = providers.Singleton(ServiceManager, environ)
+    power_off_timer = providers.Singleton(PowerOffTimer, environ, settings.provided.limits, observer)
     observers = providers.Callable(_in_turn, service_manager, observer)
     warming = providers.Selector(
         profile,
-        aws=providers.Callable(_in_turn, providers.Callable(_warming, clients), observers),
+        aws=providers.Callable(_in_turn, providers.Callable(_warming, clients), power_off_timer, observers),
         local=observers,
     )
     agent = providers.Singleton(Agent, options, ports, now=now, rng=rng, observer=warming)

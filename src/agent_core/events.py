@@ -1,6 +1,7 @@
 """What happens in a life, as values: shown on terminals, logged, streamed, and compared in tests."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from attrs import frozen
 
@@ -25,6 +26,7 @@ __all__ = [
     "JobTaken",
     "Killed",
     "LogsDrained",
+    "MaxRuntimeSet",
     "MessageSent",
     "Observer",
     "PhaseEntered",
@@ -59,6 +61,16 @@ class JobTaken:
 
     def __str__(self) -> str:
         return f"took job {self.job_id!r} of {self.repo}"
+
+
+@frozen
+class MaxRuntimeSet:
+    """The job's config has a max runtime of its own, instead of the operator's."""
+
+    max_runtime: timedelta
+
+    def __str__(self) -> str:
+        return f"the job may run for {self.max_runtime}"
 
 
 @frozen
@@ -239,6 +251,7 @@ class PoweringOff:
 Event = (
     PhaseEntered
     | JobTaken
+    | MaxRuntimeSet
     | Downloading
     | RunnerInPlace
     | Printed

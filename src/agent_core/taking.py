@@ -13,7 +13,7 @@ from agent_core.errors import (
     DeadlineError,
     JobAlreadyRunError,
 )
-from agent_core.events import JobTaken
+from agent_core.events import JobTaken, MaxRuntimeSet
 from agent_core.life import Life
 from agent_core.model import JobConfig
 from agent_core.policy import CALL_SECONDS, LAST_LOOK_SECONDS, config_poll_delay, is_token_expired
@@ -35,6 +35,7 @@ async def wait_for_job(life: Life) -> JobConfig:
         life.warn(f"the config has keys that mean nothing here: {', '.join(config.unknown_keys)}")
     if config.max_runtime is not None:
         life.limits = evolve(life.limits, max_runtime=config.max_runtime)
+        life.emit(MaxRuntimeSet(config.max_runtime))
     if is_token_expired(config, life.now()):
         raise ConfigExpiredError(
             f"the registration token is of {config.created_at}, and GitHub takes it for one hour only: "

@@ -107,3 +107,19 @@ def test_a_timer_ends_what_nobody_else_does(service: Service) -> None:
         journal.wait_for("phase listening")
     service.signal(signal.SIGSTOP, "main")
     service.machine.wait_until_power_off_asked()
+
+
+def test_a_job_that_may_run_for_longer(service: Service) -> None:
+    """The timer is moved for it, before the old one would end it."""
+    instance = service.instance
+    instance.put_config(max_runtime_minutes=720)
+    instance.publish(job=instance.until_go)
+    with service.machine.follow(SERVICE) as journal:
+        service.begin()
+        journal.wait_for("the job may run for 12:00:00")
+    with service.machine.follow(TIMER) as journal:
+        journal.wait_for(f"Stopped {TIMER}")
+    assert service.machine.show("runs-fleet-agent-poweroff-later.timer", "ActiveState") == "active"
+    instance.go()
+    service.wait_until_over()
+    assert "before its time" not in service.journal

@@ -3,15 +3,21 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from time import monotonic
 from typing import Final
 
 import pytest
 
+from agent_core.model import Limits
+from agent_core.policy import ending_seconds
 from support.faults import Hang
 from support.machine import Journal
 from support.service import SERVICE, Service
 
-_SHORT_TIMES: Final = "[Service]\nTimeoutStartSec=15\nWatchdogSec=8\n"
+_WATCHDOG_SECONDS: Final = 8
+_SHORT_TIMES: Final = f"[Service]\nTimeoutStartSec=15\nWatchdogSec={_WATCHDOG_SECONDS}\n"
+_GRACE: Final = timedelta(seconds=20)
 _SMALL_DISK: Final = "size=4m"
 _MANY_FILES: Final = "mkdir many && cd many && seq 60000 | xargs touch\n"
 """So that they take a while to be removed."""
@@ -154,7 +160,7 @@ def cell_of(service: Service) -> Iterator[Cell]:
     instance.publish(job="echo begun\n" + instance.until_go)
     service.machine.run("mkdir", "-p", instance.state_dir)
     service.machine.run("mount", "-t", "tmpfs", "-o", _SMALL_DISK, "tmpfs", instance.state_dir)
-    service.configure(RUNS_FLEET_SHUTDOWN_GRACE_SECONDS="20")
+    service.configure(RUNS_FLEET_SHUTDOWN_GRACE_SECONDS=f"{_GRACE.total_seconds():g}")
     service.drop_in(_SHORT_TIMES)
     with service.machine.follow(SERVICE) as journal:
         yield Cell(service, journal)
@@ -162,30 +168,46 @@ def cell_of(service: Service) -> Iterator[Cell]:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.__name__)
-def test_agent(service: Service, phase: Callable[[Cell], None], fault: Callable[[Cell], None]) -> None:
+def test_agent(
+    service: Service,
+    phase: Callable[[Cell], None],
+    fault: Callable[[Cell], None],
+    record_property: Callable[[str, object], None],
+) -> None:
     """Something befalls the agent."""
     with cell_of(service) as cell:
         phase(cell)
+        begun = monotonic()
         fault(cell)
         cell.go_on()
         service.wait_until_over()
-    assert_one_end(service)
+    record_property(f"{phase.__name__} {fault.__name__}", assert_one_end(service, begun))
 
 
 @pytest.mark.parametrize("phase", WITH_RUNNER, ids=lambda phase: phase.__name__)
-def test_runner(service: Service, phase: Callable[[Cell], None]) -> None:
+def test_runner(
+    service: Service, phase: Callable[[Cell], None], record_property: Callable[[str, object], None]
+) -> None:
     """Something befalls the runner, and the agent goes on to its end."""
     with cell_of(service) as cell:
         phase(cell)
+        begun = monotonic()
         cell.kill_runner()
         service.wait_until_over()
-    assert_one_end(service)
+    record_property(f"{phase.__name__} kill_runner", assert_one_end(service, begun))
     assert service.machine.show(SERVICE, "Result") == "success"
 
 
-def assert_one_end(service: Service) -> None:
-    """Termination was asked for, and the queue has one end of the job, perhaps more than once."""
+def assert_one_end(service: Service, begun: float) -> float:
+    """Termination was asked for in time, and the queue has one end of the job, perhaps more than once.
+
+    So many seconds after `begun` it was asked for.
+    """
+    asked = service.instance.aws.wait_for("ec2:TerminateInstances", status=200)[0].at - begun
+    limits = Limits(shutdown_grace=_GRACE)
+    assert asked < _WATCHDOG_SECONDS + ending_seconds(limits) + ending_seconds(limits)  # agent, and successor
     assert service.state in {"shutting-down", "terminated"}
     assert service.finals
     assert len({message["message_id"] for message in service.finals}) == 1
     assert len({message["status"] for message in service.finals}) == 1
+    return asked

@@ -3,28 +3,22 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Final
 
 from agent_adapters.state import replace_synced
+from agent_adapters.systemd import POWER_OFF_SERVICE, POWER_OFF_TIMER, SERVICE, power_off_after
 from agent_app.settings import Settings
 from agent_core.policy import ending_seconds, life_seconds
 
 __all__ = ["UNITS", "install_units"]
 
-UNITS: Final = (
-    "runs-fleet-agent.service",
-    "runs-fleet-agent-poweroff.service",
-    "runs-fleet-agent-poweroff.timer",
-)
+UNITS: Final = (SERVICE, POWER_OFF_SERVICE, POWER_OFF_TIMER)
 _MODE: Final = 0o644
-_STOP_MARGIN: Final = timedelta(seconds=30)
+_STOP_MARGIN_SECONDS: Final = 30.0
 """For Python's start and end, and calls that unwind."""
-_LIFE_MARGIN: Final = timedelta(minutes=10)
-"""For the boot before the agent, and a successor after it."""
 
 
 class _Unit(Template):
@@ -49,17 +43,13 @@ def install_units(folder: Path, command: Path, flags: Sequence[str], settings: S
         "run": _command_line(command, "run", *flags),
         "reap": _command_line(command, "reap", *flags),
         "poweroff": int(settings.poweroff),
-        "stop_seconds": _whole(ending_seconds(settings.limits), _STOP_MARGIN),
-        "life_seconds": _whole(life_seconds(settings.limits), _LIFE_MARGIN),
+        "stop_seconds": math.ceil(ending_seconds(settings.limits) + _STOP_MARGIN_SECONDS),
+        "power_off_after": power_off_after(life_seconds(settings.limits)),
     }
     for name in UNITS:
         text = files(__package__).joinpath(name).read_text("utf-8")
         replace_synced(folder / name, _Unit(text).substitute(values).encode(), _MODE)
         yield folder / name
-
-
-def _whole(seconds: float, margin: timedelta) -> int:
-    return math.ceil(seconds + margin.total_seconds())
 
 
 def _command_line(*words: str | Path) -> str:
