@@ -40,48 +40,48 @@ class Cell:
 
     def configuring(self) -> None:
         self.instance.aws.faults.plan("ssm:*", Hang())
-        self._run_to("phase configuring")
+        self.run_to("phase configuring")
         self.instance.aws.wait_for("ssm:*")
 
     def provisioning(self) -> None:
         self.instance.github.faults.plan("github:download", Hang())
-        self._run_to("phase provisioning")
+        self.run_to("phase provisioning")
         self.instance.github.wait_for("github:download")
 
     def registering(self) -> None:
         """The runner's own script takes a moment."""
-        self._run_to("phase registering")
+        self.run_to("phase registering")
 
     def listening(self) -> None:
         self.instance.publish(scenario={"never_assign": True})
-        self._run_to("phase listening", "Listening for Jobs")
+        self.run_to("phase listening", "Listening for Jobs")
 
     def running(self) -> None:
-        self._run_to("job 'sample' runs", "begun")
+        self.run_to("job 'sample' runs", "begun")
 
     def stopping(self) -> None:
         self.instance.publish(job="echo begun\nexec sleep 1000\n", scenario={"ignore_sigint": True})
-        self._run_to("job 'sample' runs")
+        self.run_to("job 'sample' runs")
         self.service.signal(signal.SIGTERM)
         self.journal.wait_for("phase stopping")
 
     def reporting(self) -> None:
         self.instance.aws.faults.plan("sqs:*", Hang())
         self.instance.go()
-        self._run_to("phase reporting")
+        self.run_to("phase reporting")
         self.instance.aws.wait_for("sqs:*")
 
     def cleaning(self) -> None:
         self.instance.publish(job=_MANY_FILES)
-        self._run_to("phase cleaning")
+        self.run_to("phase cleaning")
 
     def terminating(self) -> None:
         self.instance.aws.faults.plan("ec2:TerminateInstances", Hang())
         self.instance.go()
-        self._run_to("phase terminating")
+        self.run_to("phase terminating")
         self.instance.aws.wait_for("ec2:TerminateInstances")
 
-    def _run_to(self, *texts: str) -> None:
+    def run_to(self, *texts: str) -> None:
         self.service.begin()
         self.journal.wait_for(*texts)
 
@@ -196,6 +196,24 @@ def test_runner(
         service.wait_until_over()
     record_property(f"{phase.__name__} kill_runner", assert_one_end(service, begun))
     assert service.machine.show(SERVICE, "Result") == "success"
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_agent_that_is_slow_to_stop(service: Service, *, hangs: bool) -> None:
+    """TimeoutStopSec ends an agent that hangs; one that moves on may take longer, as signs of life come."""
+    with cell_of(service) as cell:
+        service.drop_in(f"{_SHORT_TIMES}TimeoutStopSec=6\n")
+        cell.instance.publish(job="exec sleep 1000\n", scenario={"ignore_sigint": True})
+        cell.run_to("job 'sample' runs")
+        begun = monotonic()
+        cell.stop()
+        cell.journal.wait_for("phase stopping")
+        if hangs:
+            cell.hang()
+        service.wait_until_over()
+    assert_one_end(service, begun)
+    assert service.machine.show(SERVICE, "Result") == ("timeout" if hangs else "success")
+    assert service.finals[0]["status"] == "interrupted"
 
 
 def assert_one_end(service: Service, begun: float) -> float:

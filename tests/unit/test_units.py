@@ -1,0 +1,127 @@
+"""The systemd units as `install-units` writes them; tests/system runs them."""
+
+import re
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_app import cli
+from agent_app.settings import Settings
+from agent_app.units import UNITS, _command_line, install_units
+from agent_core.policy import ending_seconds, life_seconds
+
+COMMAND = Path("/opt/runs-fleet/bin/runs-fleet-agent")
+
+
+def value_of(folder: Path, unit: str, key: str) -> str:
+    """The only value of a key in a unit."""
+    (value,) = re.findall(rf"^{key}=(.*)$", (folder / unit).read_text(), re.MULTILINE)
+    assert isinstance(value, str)
+    return value
+
+
+@pytest.mark.parametrize("settings", [Settings(), Settings(max_runtime=timedelta(days=2), poweroff=True)])
+def test_times_are_the_policys(tmp_path: Path, settings: Settings) -> None:
+    """Nothing is cut short that the policy allows."""
+    assert list(install_units(tmp_path, COMMAND, [], settings)) == [tmp_path / name for name in UNITS]
+
+    service, power_off, timer = UNITS
+    assert int(value_of(tmp_path, service, "TimeoutStopSec")) > ending_seconds(settings.limits)
+    assert int(value_of(tmp_path, timer, "OnActiveSec")) > life_seconds(settings.limits) + 300
+    assert value_of(tmp_path, power_off, "Environment") == f"RUNS_FLEET_POWEROFF={int(settings.poweroff)}"
+    assert value_of(tmp_path, service, "ExecStart") == f"{COMMAND} run"
+    assert value_of(tmp_path, service, "ExecStopPost") == f"{COMMAND} reap"
+
+
+def test_again(tmp_path: Path) -> None:
+    """What was there is replaced, and nothing is left beside it."""
+    list(install_units(tmp_path, COMMAND, [], Settings()))
+    list(install_units(tmp_path, COMMAND, [], evolve(Settings(), poweroff=True)))
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(UNITS)
+    assert value_of(tmp_path, UNITS[1], "Environment") == "RUNS_FLEET_POWEROFF=1"
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1), min_size=1))
+def test_words_stay_what_they_are(words: list[str]) -> None:
+    """Read as systemd.service(5) says: words, quotes and escapes, then variables and specifiers."""
+    assert read_as_systemd(_command_line(*words)) == words
+
+
+def read_as_systemd(line: str) -> list[str]:
+    words = re.findall(r'"((?:[^"\\]|\\.)*)"|([^\s"]+)', line)
+    texts = [re.sub(r"\\(.)", r"\1", quoted) or plain for quoted, plain in words]
+    assert not any(re.search(r"(?<!\$)\$(?:\$\$)*(?!\$)", text) for text in texts), "a variable"
+    assert not any(re.search(r"(?<!%)%(?:%%)*(?!%)", text) for text in texts), "a specifier"
+    return [text.replace("$$", "$").replace("%%", "%") for text in texts]
+
+
+# The command
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A command that systemd could start."""
+    command = tmp_path / "bin" / "runs-fleet-agent"
+    command.parent.mkdir()
+    command.touch(0o755)
+    monkeypatch.setattr(sys, "argv", [str(command)])
+    return command
+
+
+def test_flags_stand_in_the_unit(tmp_path: Path, installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The agent is started with what install-units was told; what is next is said."""
+    folder = tmp_path / "units"
+    arguments = [
+        "install-units",
+        "--unit-dir",
+        str(folder),
+        "--max-runtime",
+        "60",
+        "--job-environment",
+        "A='$x %'",
+    ]
+    assert cli.main(arguments) == 0
+
+    flags = """--max-runtime 60 --job-environment "A='$$x %%'\""""
+    assert sorted(value_of(folder, UNITS[0], "ExecStart").split(" --")) == sorted(
+        f"{installed} run {flags}".split(" --")
+    )
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [str(folder / name) for name in UNITS]
+    assert "RUNS_FLEET_POWEROFF=1 in /etc/runs-fleet/agent.env arms it" in said.err
+    assert "systemctl daemon-reload" in said.err
+
+
+@pytest.mark.usefixtures("installed")
+def test_bad_settings_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are named, as for a run."""
+    folder = tmp_path / "units"
+    assert cli.main(["install-units", "--unit-dir", str(folder), "--max-runtime", "soon"]) == 78
+    assert "--max-runtime: 'soon' is not" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error names the flag, and what to do."""
+    (tmp_path / "file").touch()
+    assert cli.main(["install-units", "--unit-dir", str(tmp_path / "file")]) == 78
+    said = capsys.readouterr().err
+    assert f"--unit-dir: {tmp_path / 'file'} cannot be written" in said
+    assert "be root, or name another folder" in said
+
+
+def test_a_command_that_systemd_could_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody would start the agent, so nothing is written."""
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "nothing")])
+    assert cli.main(["install-units", "--unit-dir", str(tmp_path / "units")]) == 78
+    assert "call the installed command by its path" in capsys.readouterr().err
+    assert not (tmp_path / "units").exists()
