@@ -16,6 +16,8 @@ from agent_core.ports import Journal
 __all__ = ["FileJournal", "StateLock", "replace_synced", "write_all"]
 
 _PRIVATE: Final = 0o600
+_ROOM_BYTES: Final = 8192
+"""Journals have the size of so many, or a multiple: each fits where the one before it was."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -41,7 +43,11 @@ class StateLock:
 
 
 class FileJournal(Journal):
-    """The journal in a file of mode 0600, replaced whole and synced."""
+    """The journal in a file of mode 0600, replaced whole and synced.
+
+    The record before it stays, as a spare: the next one is written in its place, and so needs no room on a
+    disk that a job has filled.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -67,10 +73,29 @@ class FileJournal(Journal):
 
     def _replace(self, text: str) -> None:
         try:
-            replace_synced(self._path, text.encode("utf-8", "backslashreplace"), _PRIVATE)
-            _sync_folder(self._path.parent)
+            self._swap(text.encode("utf-8", "backslashreplace"))
         except OSError as exc:
             raise JournalUnavailableError(f"{self._path}: {exc.strerror}") from exc
+
+    def _swap(self, content: bytes) -> None:
+        """Writes the spare, and exchanges it with the journal, which is there and whole at any moment."""
+        folder, name = self._path.parent, self._path.name
+        spare, before = folder / f"{name}.new", folder / f"{name}.old"
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE)
+        try:
+            write_all(descriptor, content.ljust(-(-len(content) // _ROOM_BYTES) * _ROOM_BYTES, b"\n"))
+            os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        before.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            before.hardlink_to(self._path)
+        spare.replace(self._path)
+        with suppress(FileNotFoundError):
+            before.replace(spare)
+        _sync_folder(folder)
 
 
 def replace_synced(path: Path, content: bytes, mode: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attrs import evolve
 
 from agent_adapters.memory import InMemoryJournal, Machine
 from agent_adapters.state import FileJournal
@@ -104,16 +105,35 @@ def load(path: Path) -> JournalRecord | None:
     return asyncio.run(FileJournal(path).load())
 
 
-def test_the_file_is_private_and_alone(path: Path) -> None:
-    """Mode 0600, whatever the umask, and nothing is left beside it."""
+def test_the_file_is_private(path: Path) -> None:
+    """Mode 0600, whatever the umask; beside it is its spare, and nothing else."""
     before = os.umask(0)
     try:
-        save(path)
+        for _ in range(3):
+            save(path)
     finally:
         os.umask(before)
 
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(path.parent.iterdir()) == [path]
+    files = sorted(path.parent.iterdir())
+    assert files == [path, path.with_name("journal.json.new")]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+def test_a_full_disk_keeps_taking_records(path: Path) -> None:
+    """Each is written where the one before the last was: not a byte of room is needed."""
+    for phase in Phase:
+        save(path, evolve(RECORD, phase=phase))
+    room = room_of(path.parent)
+
+    for phase in Phase:
+        save(path, evolve(RECORD, phase=phase))
+        assert load(path) == evolve(RECORD, phase=phase)
+        assert room_of(path.parent) == room
+
+
+def room_of(folder: Path) -> set[tuple[int, int]]:
+    """Each file's inode, and how many blocks of the disk it has."""
+    return {(file.stat().st_ino, file.stat().st_blocks) for file in folder.iterdir()}
 
 
 def test_another_process_reads_it(path: Path) -> None:
@@ -185,7 +205,44 @@ def test_a_record_is_on_the_disk_before_it_counts(path: Path, monkeypatch: pytes
 
     save(path)
 
-    assert happened == ["sync journal.json.new", "rename journal.json.new", f"sync {path.parent.name}"]
+    assert happened == [
+        "sync journal.json.new",
+        "rename journal.json.new",
+        "rename journal.json.old",
+        f"sync {path.parent.name}",
+    ]
+
+
+@pytest.mark.parametrize("calls", range(1, 12))
+def test_a_crash_at_any_step(path: Path, calls: int) -> None:
+    """There is a whole record at any moment, the old one or the new one, and the next save goes well."""
+    old, new = evolve(RECORD, phase=Phase.LISTENING), evolve(RECORD, phase=Phase.REPORTING)
+    for _ in range(2):
+        save(path, old)
+    script = f"""
+import asyncio, os, sys
+from pathlib import Path
+from attrs import evolve
+from agent_adapters.state import FileJournal
+from agent_core.phases import Phase
+left = {calls}
+def audit(event, args):
+    global left
+    if event in ("open", "os.rename", "os.link", "os.remove", "os.truncate") and "journal" in str(args[0]):
+        left -= 1
+        if not left:
+            os._exit(9)
+journal = FileJournal(Path({str(path)!r}))
+record = evolve(asyncio.run(journal.load()), phase=Phase.REPORTING)
+sys.addaudithook(audit)
+asyncio.run(journal.save(record))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+
+    assert load(path) in (old, new)
+    save(path, new)
+    assert load(path) == new
 
 
 @pytest.mark.parametrize("what", ["the folder", "the file"])
