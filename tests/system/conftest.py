@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_core.phases import Phase
 from support.aws import Aws
 from support.github import GitHub
 from support.imds import InstanceMetadata
@@ -40,7 +41,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     }
     if not cells:
         return
-    phases, faults = (list(dict.fromkeys(name.split()[at] for name in cells)) for at in (0, 1))
+    phases = [phase for phase in Phase if any(name.startswith(f"{phase} ") for name in cells)]
+    faults = sorted({name.split()[1] for name in cells})
     terminalreporter.section("seconds from what befell the agent to the request to terminate")
     terminalreporter.write_line(" " * 14 + "".join(f"{fault:>20}" for fault in faults))
     for phase in phases:
