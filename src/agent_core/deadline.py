@@ -45,7 +45,7 @@ def _is_plain(exc: BaseException) -> bool:
     """Whether the rest of the core can work with it: catch it, and say what it is."""
     try:
         return isinstance(exc, Exception) and bool(f"{exc} {exc!r}")
-    except Exception:  # noqa: BLE001 - that is what is asked
+    except BaseException:  # noqa: BLE001 - that is what is asked
         return False
 
 

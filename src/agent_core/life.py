@@ -135,7 +135,7 @@ class Life:
 
     def _log(self, text: str) -> None:
         # Who tells of something does what matters more: an instance is not kept for a line.
-        with suppress(Exception):
+        with suppress(BaseException):
             for line in text.splitlines():
                 self.delivery.write(f"runs-fleet-agent: {line}")
 
@@ -204,7 +204,7 @@ def _nobody(_event: Event) -> None:
 def _trace_of(exc: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(exc))
-    except Exception:  # noqa: BLE001 - without memory, or deep in a recursion, its name has to do
+    except BaseException:  # noqa: BLE001 - without memory, or deep in a recursion, its name has to do
         return type(exc).__name__
 
 
