@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from agent_core.errors import AgentError
 
 __all__ = ["Cancellation", "Lane", "aside", "spawn", "told_on_loop", "try_spawn"]
 
+_BEGIN_SECONDS: Final = 1.0
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
@@ -117,11 +118,32 @@ def spawn(name: str, function: Callable[[], _T], at_end: Callable[[], object] = 
 
 def try_spawn(name: str, function: Callable[[], object]) -> bool:
     """Calls the function in a thread of its own, which nobody waits for, if there is one to be had."""
+    turn = threading.Lock()
+
+    def call() -> None:
+        if turn.acquire(blocking=False):
+            function()
+
     try:
-        threading.Thread(target=function, name=name, daemon=True).start()
-    except RuntimeError:
+        thread = _Thread(target=call, name=name, daemon=True)
+        thread.start()
+    except (RuntimeError, MemoryError):
         return False
-    return True
+    # One that comes to it later finds that it is not its turn any more.
+    return thread.ident is not None or not turn.acquire(blocking=False)
+
+
+class _Thread(threading.Thread):
+    """Its start does not wait for ever: a thread without memory dies before it says that it began."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._started = _Begun()
+
+
+class _Begun(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        return super().wait(_BEGIN_SECONDS if timeout is None else timeout)
 
 
 async def aside(name: str, function: Callable[[], _T]) -> _T:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from agent_adapters.host import why_unwritable
 from agent_adapters.systemd import ended_in_order, service_result
 from agent_adapters.wire import message_to_json
 from agent_app.container import container_of
-from agent_app.display import Aside
+from agent_app.display import Aside, Unseen
 from agent_app.exit_status import ExitStatus, exit_status
 from agent_app.identity import identified, metadata_of
 from agent_app.running import live, reap
@@ -22,6 +23,7 @@ from agent_app.settings import Loaded, Settings, add_arguments, describe, flags_
 from agent_core import __version__
 from agent_core.ending import Outcome
 from agent_core.errors import AgentAliveError, SettingsError
+from agent_core.events import Warned
 
 __all__ = ["main"]
 
@@ -33,7 +35,10 @@ _Command = Callable[[argparse.Namespace, Loaded, Sequence[signal.Signals]], Exit
 
 def main(arguments: Sequence[str], early: Sequence[signal.Signals] = ()) -> int:
     """The exit status of one command; `early` are the signals that came before it began."""
-    parsed = _parser().parse_args(arguments)
+    try:
+        parsed = _parser().parse_args(arguments)
+    except SystemExit as exc:  # of argparse: for `run`, any other one is a fault
+        return int(exc.code or ExitStatus.OK)
     command: _Command = parsed.command
     return command(parsed, load(vars(parsed), os.environ), early)
 
@@ -103,11 +108,7 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
     shown = display.close(outcome, _files(settings, outcome))
     if parsed.json and outcome.message is not None:
         _print_last(message_to_json(outcome.message))
-    status = exit_status(outcome, reflect_job=parsed.reflect_job)
-    if not shown:
-        # Python would wait for stderr at its exit, for as long as nobody reads it.
-        os._exit(status)
-    return status
+    return _ended(exit_status(outcome, reflect_job=parsed.reflect_job), shown=shown)
 
 
 def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
@@ -115,32 +116,43 @@ def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Si
     if ended_in_order(os.environ):
         # The instance was asked to terminate, or the status would be another; the journal need not say so.
         return ExitStatus.OK
-    _tell(*loaded.errors)
     if "state_dir" in loaded.faulty:
         # Who knows which agent this is about, and whether it is alive?
-        return ExitStatus.CONFIG
+        return _refuse(ExitStatus.CONFIG, *loaded.errors)
     if settings.profile == "aws":
         settings, _ = identified(settings, metadata_of(os.environ))
-    # It needs no job and no archive, and a value that is wrong is no reason to leave an instance behind.
     display = _make_display(settings.instance_id or "")
+    # It needs no job and no archive, and a value that is wrong is no reason to leave an instance behind.
+    for error in loaded.errors:
+        display(Warned(error))
     container = container_of(settings, display, os.environ)
     outcome = reap(container, parsed.fault or service_result(os.environ))
-    if outcome is not None:
-        display.close(outcome, _files(settings, outcome))
-    if parsed.fault is not None:
-        return ExitStatus.SOFTWARE
-    return ExitStatus.OK if outcome is None else exit_status(outcome)
+    shown = outcome is None or display.close(outcome, _files(settings, outcome))
+    status = ExitStatus.OK if outcome is None else exit_status(outcome)
+    return _ended(status if parsed.fault is None else ExitStatus.SOFTWARE, shown=shown)
+
+
+def _ended(status: ExitStatus, *, shown: bool) -> ExitStatus:
+    if not shown:
+        # Python would wait for stderr at its exit, for as long as nobody reads it.
+        os._exit(status)
+    return status
 
 
 def _make_display(instance_id: str) -> Aside:
     """The display that fits stderr; the other is not imported, since that costs boot time."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        from agent_app.terminal import TerminalDisplay  # noqa: PLC0415
+    try:
+        if sys.stderr is not None and sys.stderr.isatty():
+            from agent_app.terminal import TerminalDisplay  # noqa: PLC0415
 
-        return Aside(TerminalDisplay())
-    from agent_app.json_lines import JsonLinesDisplay  # noqa: PLC0415
+            return Aside(TerminalDisplay())
+        from agent_app.json_lines import JsonLinesDisplay  # noqa: PLC0415
 
-    return Aside(JsonLinesDisplay(instance_id))
+        return Aside(JsonLinesDisplay(instance_id))
+    except Exception as exc:  # noqa: BLE001 - a life that nobody watches ends as any other
+        display = Aside(Unseen())
+        _tell(f"nothing is shown: {exc!r}")
+        return display
 
 
 def _print_last(line: str) -> None:
@@ -233,5 +245,6 @@ def _refuse(status: ExitStatus, *reasons: str) -> ExitStatus:
 
 
 def _tell(*lines: str) -> None:
-    for line in lines:
-        print(f"runs-fleet-agent: {line}", file=sys.stderr)  # noqa: T201
+    with suppress(OSError, ValueError):  # nobody is there to be told
+        for line in lines:
+            print(f"runs-fleet-agent: {line}", file=sys.stderr)  # noqa: T201

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +30,7 @@ from agent_adapters.stderr import StderrOnlyLogSink
 from agent_adapters.systemd import PowerOffTimer, ServiceManager
 from agent_app.identity import metadata_of, spare_metadata_the_proxy
 from agent_app.settings import Settings
+from agent_core.errors import AgentFaultError
 from agent_core.events import Event, JobStarted, Observer
 from agent_core.life import AgentOptions
 from agent_core.lifecycle import Agent
@@ -54,7 +56,28 @@ def _lazy(path: str) -> Callable[..., Any]:
         module, name = path.rsplit(".", 1)
         return getattr(import_module(module), name)(*args, **kwargs)
 
-    return make
+    def try_to_make(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return make(*args, **kwargs)
+        except Exception:  # noqa: BLE001 - whoever needs it is told
+            return _Unmade(path, partial(make, *args, **kwargs))
+
+    return try_to_make
+
+
+class _Unmade:
+    """In the place of what cannot be made, until it can: the life goes as far as it can without."""
+
+    def __init__(self, path: str, make: Callable[[], Any]) -> None:
+        self._path, self._make = path, make
+        self._made: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            self._made = self._made or self._make()
+        except Exception as exc:
+            raise AgentFaultError(f"{self._path} cannot be made: {exc!r}") from exc
+        return getattr(self._made, name)
 
 
 def _now() -> datetime:

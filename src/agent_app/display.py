@@ -8,10 +8,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, Protocol
 
+from agent_adapters.threads import try_spawn
 from agent_core.ending import Outcome
 from agent_core.events import Event, Printed, Warned
 
-__all__ = ["Aside", "Display", "in_short"]
+__all__ = ["Aside", "Display", "Unseen", "in_short"]
 
 _MOST_WAITING: Final = 10_000
 _MOST_PRINTED_WAITING: Final = 9_000
@@ -42,8 +43,8 @@ class Aside:
         self._display = display
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._missed = 0
-        self._thread = threading.Thread(target=self._show, name="display", daemon=True)
-        self._thread.start()
+        self._over = threading.Event()
+        self._is_shown = try_spawn("display", self._show)
 
     def __call__(self, event: Event) -> None:
         """Shows the event soon, if there is room."""
@@ -59,14 +60,28 @@ class Aside:
             self._queue.put(partial(self._display, Warned(f"{self._missed} events were not shown")))
         self._queue.put(partial(self._display.close, outcome, files))
         self._queue.put(None)
-        self._thread.join(_CLOSE_SECONDS)
-        return not self._thread.is_alive()
+        # There may be threads again where there was none to be had.
+        self._is_shown = self._is_shown or try_spawn("display", self._show)
+        return self._is_shown and self._over.wait(_CLOSE_SECONDS)
 
     def _show(self) -> None:
-        # A stderr that is closed ends the showing, and nothing else.
-        with suppress(OSError, ValueError):
-            while (show := self._queue.get()) is not None:
-                show()
+        try:
+            # A stderr that is closed ends the showing, and nothing else.
+            with suppress(OSError, ValueError):
+                while (show := self._queue.get()) is not None:
+                    show()
+        finally:
+            self._over.set()
+
+
+class Unseen(Display):
+    """Shows nothing, where a display cannot be made."""
+
+    def __call__(self, event: Event) -> None:
+        pass
+
+    def close(self, outcome: Outcome, files: Mapping[str, Path]) -> None:
+        pass
 
 
 def in_short(outcome: Outcome) -> str:

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from agent_adapters.accounts import runs_as_root
 from agent_adapters.process import is_for_any_program
@@ -13,6 +13,7 @@ from agent_adapters.secrecy import blank, keep_private
 from agent_adapters.stderr import StderrOnlyLogSink
 from agent_app.container import Container
 from agent_app.entry import STOP_SIGNALS
+from agent_core.deadline import abandon
 from agent_core.ending import Outcome
 from agent_core.errors import AgentAliveError, AgentError, AgentFaultError
 from agent_core.lifecycle import Agent
@@ -20,6 +21,8 @@ from agent_core.model import StopReason, StopRequest
 from agent_core.policy import ending_seconds
 
 __all__ = ["live", "reap"]
+
+_T = TypeVar("_T")
 
 
 def live(container: Container, refused: AgentError | None, early: Sequence[signal.Signals]) -> Outcome:
@@ -33,7 +36,7 @@ def live(container: Container, refused: AgentError | None, early: Sequence[signa
     # What it was started with is no affair of the job, which may be of the same user.
     blank(os.getpid(), lambda variable: not is_for_any_program(variable.partition("=")[0]))
     keep_private()
-    return asyncio.run(_live(container, refused, early))
+    return _run(_live(container, refused, early))
 
 
 def reap(container: Container, cause: str | None) -> Outcome | None:
@@ -43,7 +46,30 @@ def reap(container: Container, cause: str | None) -> Outcome | None:
     """
     if not container.state_lock().take():
         return None
-    return asyncio.run(_reap(container, cause))
+    return _run(_reap(container, cause))
+
+
+def _run(main: Coroutine[Any, Any, _T]) -> _T:
+    """As `asyncio.run`; but that waits without a bound for what it has cancelled, and this does not.
+
+    What escapes the loop is raised at once: the process is begun anew, so there is nothing to put in order.
+    """
+    return asyncio.new_event_loop().run_until_complete(_leaving_nobody(main))
+
+
+async def _leaving_nobody(main: Coroutine[Any, Any, _T]) -> _T:
+    """The result, when all other tasks have ended, or have had their time to."""
+    try:
+        return await main
+    finally:
+        # What still comes to pass is nobody's fault.
+        asyncio.get_running_loop().set_exception_handler(_pass_over)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*(abandon(task) for task in others))
+
+
+def _pass_over(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None:
+    pass
 
 
 async def _live(container: Container, refused: AgentError | None, early: Sequence[signal.Signals]) -> Outcome:
@@ -113,13 +139,10 @@ def _take_strays(agent: Agent, loop: asyncio.AbstractEventLoop) -> None:
     """Makes exceptions in callbacks, forgotten tasks and threads faults of the agent, which end in order."""
 
     def take(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        exc = context.get("exception")
-        agent.fault(exc if isinstance(exc, Exception) else AgentFaultError(str(context.get("message"))))
+        agent.fault(context.get("exception") or AgentFaultError(str(context.get("message"))))
 
     def take_from_thread(args: threading.ExceptHookArgs) -> None:
-        exc = (
-            args.exc_value if isinstance(args.exc_value, Exception) else AgentFaultError(repr(args.exc_value))
-        )
+        exc = args.exc_value or AgentFaultError(f"a thread raised {args.exc_type.__name__}")
         loop.call_soon_threadsafe(agent.fault, exc)
 
     loop.set_exception_handler(take)

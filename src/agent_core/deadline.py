@@ -14,14 +14,15 @@ _UNWIND_SECONDS: Final = 2.0
 """What a cancelled call may take to put things in order."""
 
 
-async def within(seconds: float, what: str, work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of `work`, if it comes in time.
+async def within(seconds: float | None, what: str, work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of `work`, if it comes in time; None: there is all the time that it takes.
 
     `asyncio.timeout` waits for as long as the cancelled work pleases; this does not: an adapter that
-    swallows its cancellation is left behind.
+    swallows its cancellation is left behind. What it raises is an `Exception` that can be printed.
 
     Raises:
         DeadlineError: it took longer than `seconds`; the text says that `what` did.
+        AgentFaultError: it raised what no `except Exception` catches, or what cannot be printed.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -34,7 +35,18 @@ async def within(seconds: float, what: str, work: Coroutine[Any, Any, _T]) -> _T
         raise DeadlineError(f"{what} took longer than {seconds:g} s")
     if task.cancelled():
         raise AgentFaultError(f"{what} was cancelled from within")
+    exc = task.exception()
+    if exc is not None and not _is_plain(exc):
+        raise AgentFaultError(f"{what} raised {type(exc).__name__}") from exc
     return task.result()
+
+
+def _is_plain(exc: BaseException) -> bool:
+    """Whether the rest of the core can work with it: catch it, and say what it is."""
+    try:
+        return isinstance(exc, Exception) and bool(f"{exc} {exc!r}")
+    except BaseException:  # noqa: BLE001 - that is what is asked
+        return False
 
 
 async def while_moving(

@@ -3,6 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from random import Random
 from typing import Any
@@ -123,14 +124,19 @@ class Life:
     # Telling
 
     def emit(self, event: Event) -> None:
-        """Tells the observer, and the job's log stream what belongs there."""
+        """Tells the observer, and the job's log stream what belongs there; it never raises."""
         try:
             self._observer(event)
-        except Exception as exc:  # noqa: BLE001 - an observer is a bystander: a closed terminal ends no job
+        except BaseException as exc:  # noqa: BLE001 - an observer is a bystander: a closed terminal ends no job
             self._observer = _nobody
-            self.delivery.write(f"runs-fleet-agent: no longer observed: {exc!r}")
+            self._log(f"no longer observed: {_in_short(exc)}")
         if not isinstance(event, Printed | Downloading):
-            for line in str(event).splitlines():
+            self._log(str(event))
+
+    def _log(self, text: str) -> None:
+        # Who tells of something does what matters more: an instance is not kept for a line.
+        with suppress(BaseException):
+            for line in text.splitlines():
                 self.delivery.write(f"runs-fleet-agent: {line}")
 
     def print(self, line: OutputLine, step: int | None = None) -> None:
@@ -172,13 +178,17 @@ class Life:
         self.emit(StopRequested(request, counts))
         self.stopping.ask(request.deadline)
 
-    def fail(self, exc: Exception) -> None:
-        """Takes what went wrong; what nobody expected is a fault of the agent, and stops the runner."""
-        error, trace = exc, None
-        if not isinstance(error, AgentError):
-            trace = "".join(traceback.format_exception(exc))
-            error = AgentFaultError(trace.strip().splitlines()[-1])
+    def fail(self, exc: BaseException) -> None:
+        """Takes what went wrong; what nobody expected is a fault of the agent, and stops the runner.
+
+        It never raises, whatever it is given.
+        """
+        if isinstance(exc, AgentError):
+            error = exc
+        else:
+            error = AgentFaultError(_in_short(exc))
             error.__cause__ = exc
+        trace = _trace_of(exc) if isinstance(error, AgentFaultError) else None
         self.emit(Failed(self.phase, str(error), trace))
         if self.error is None:
             self.error, self.error_phase = error, self.phase
@@ -189,3 +199,14 @@ class Life:
 
 def _nobody(_event: Event) -> None:
     pass
+
+
+def _trace_of(exc: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(exc))
+    except BaseException:  # noqa: BLE001 - without memory, or deep in a recursion, its name has to do
+        return type(exc).__name__
+
+
+def _in_short(exc: BaseException) -> str:
+    return _trace_of(exc).strip().splitlines()[-1]

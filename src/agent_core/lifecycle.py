@@ -77,7 +77,7 @@ class Agent:
         """Tells of something that is not as it should be, in the job's log too."""
         self._life.warn(text)
 
-    def fault(self, exc: Exception) -> None:
+    def fault(self, exc: BaseException) -> None:
         """Takes an exception from a callback or a thread that nobody waits for, and stops."""
         self._life.fail(AgentFaultError(repr(exc)) if isinstance(exc, AgentError) else exc)
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Final
 
-from agent_core.deadline import abandon, while_moving
+from agent_core.deadline import abandon, while_moving, within
 from agent_core.errors import DeadlineError, DiagnosticsDeniedError, DiagnosticsUnavailableError
 from agent_core.events import RunnerLogsUploaded
 from agent_core.life import Life
@@ -43,8 +43,10 @@ async def _upload(life: Life, destination: LogDestination, seconds: float) -> Up
         done = bytes_done
 
     while True:
-        uploading = asyncio.ensure_future(life.ports.diagnostics_store.upload(destination, note))
-        if not await while_moving(end - loop.time(), STALL_SECONDS, uploading, lambda: done):
+        left = end - loop.time()
+        upload = life.ports.diagnostics_store.upload(destination, note)
+        uploading = asyncio.ensure_future(within(None, "the upload", upload))
+        if not await while_moving(left, STALL_SECONDS, uploading, lambda: done):
             await abandon(uploading)
             raise DeadlineError(
                 f"nothing moved for {STALL_SECONDS:g} s, or it took longer than {seconds:g} s"

@@ -118,10 +118,14 @@ class Supervision:
         starting = self._runner.start(jit_config, self._job_environment)
         process = await within(CALL_SECONDS, "starting the runner", starting)
         self._life.chronicle.note(runner=(process,))
-        self._exit = asyncio.create_task(self._wait(), name="runner's exit")
+        # No bound: the deadlines stop it. But what these raise is plain.
+        waiting = within(None, "waiting for the runner", self._runner.wait())
+        reading = within(None, "reading the runner's output", self._hearing.read())
+        following = within(None, "following the runner's traces", self._hearing.follow())
+        self._exit = asyncio.create_task(waiting, name="runner's exit")
         self._readers = (
-            asyncio.create_task(self._guarded(self._hearing.read()), name="runner's output"),
-            asyncio.create_task(self._hearing.follow(), name="runner's traces"),
+            asyncio.create_task(self._guarded(reading), name="runner's output"),
+            asyncio.create_task(self._guarded(following), name="runner's traces"),
         )
         if not await self._life.stopping.comes_after(self._exit):
             return None
@@ -140,9 +144,6 @@ class Supervision:
             return False
         registering.result()
         return True
-
-    async def _wait(self) -> int:
-        return await self._runner.wait()
 
     async def _finish_start(self) -> None:
         """Leaves nothing of a start that is over, and reads what it printed to its end."""

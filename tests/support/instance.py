@@ -1,7 +1,7 @@
 """Runs the installed wheel in profile `aws` on a machine that is an instance of the cloud beside it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,15 @@ class Instance:
         return s3.get_object(Bucket=self.bucket, Key=keys[0])["Body"].read() if keys else None
 
     def start(
-        self, *flags: str, command: str = "run", variables: Mapping[str, str] | None = None
+        self,
+        *flags: str,
+        command: str = "run",
+        variables: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> Running[Ended]:
         """Starts the agent as it would be on the instance."""
         environment = self.variables | dict(variables or {})
-        return start([str(COMMAND), command, *flags], self.folder, self._ended, environment)
+        return start([*wrapper, str(COMMAND), command, *flags], self.folder, self._ended, environment)
 
     def run(self, *flags: str, **options: Any) -> Ended:
         return self.start(*flags, **options).end()

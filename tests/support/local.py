@@ -74,6 +74,7 @@ class Local:
         wrapper: tuple[str, ...] = (),
         github: GitHub | None = None,
         scripts_only: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> Running[Ended]:
         """Starts the agent; `flags` come last, so they win.
 
@@ -90,7 +91,7 @@ class Local:
             github.publish("2.336.0", "x64", archive)
             arguments += ["--github-api-url", github.api_url, "--github-url", github.url]
         arguments += ["--state-dir", str(self.state_dir), *flags]
-        return start(arguments, self.state_dir, self._ended, {})
+        return start(arguments, self.state_dir, self._ended, variables or {})
 
     def run(self, *flags: str, **options: Any) -> Ended:
         return self.start(*flags, **options).end()

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from agent_app.display import Aside, Display
 from agent_core.ending import Outcome
 from agent_core.events import Event, Printed, Warned
@@ -58,3 +60,25 @@ def test_a_terminal_on_hold_holds_up_nothing() -> None:
     assert not aside.close(OUTCOME, {})
 
     slow.go.set()
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_no_thread_to_show_in(monkeypatch: pytest.MonkeyPatch, refusals: int) -> None:
+    """What finds no thread at the start is shown at the end, if there is one by then."""
+    start, left = threading.Thread.start, refusals
+
+    def refuse(thread: threading.Thread) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    slow = Slow()
+    slow.go.set()
+    aside = Aside(slow)
+    aside(Warned("nobody shows this yet"))
+
+    assert aside.close(OUTCOME, {}) == slow.over.is_set() == (refusals == 1)
+    assert slow.shown == ["nobody shows this yet"] * (refusals == 1)

@@ -1,11 +1,13 @@
 """Lanes: one blocking call at a time, off the event loop, and never in the way of another."""
 
 import asyncio
+import sys
 import threading
+from typing import Any
 
 import pytest
 
-from agent_adapters.threads import Lane
+from agent_adapters.threads import Lane, spawn
 from agent_core.errors import JournalUnavailableError
 
 
@@ -83,3 +85,30 @@ def test_system_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert asyncio.run(lane().run(threading.get_ident)) == threading.get_ident()
+
+
+def test_thread_that_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that dies for lack of memory before it has begun is not waited for; the call is made, once."""
+    starter = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
+    begun: list[Any] = []
+    monkeypatch.setattr(threading, starter, lambda function, *_, **__: begun.append(function))
+    calls: list[int] = []
+    assert spawn("lane", lambda: calls.append(threading.get_ident())).done()
+    assert calls == [threading.get_ident()]
+
+    thread: threading.Thread = begun[0].__self__
+    thread.run()  # it comes to it after all
+
+    assert len(calls) == 1
+
+
+def test_no_memory_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there is no thread for is done on the spot, and leaves the lane free."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    one = lane()
+    for _ in range(2):
+        assert asyncio.run(one.run(threading.get_ident)) == threading.get_ident()
