@@ -311,10 +311,11 @@ def test_runner_user(open_local: Local) -> None:
 
 
 def assert_refused(ended: Ended, *texts: str) -> None:
-    """Nothing was run, and there was nobody to report to; the instance goes."""
-    assert (ended.status, ended.messages, len(ended.terminations)) == (78, [], 1), ended.stderr
+    """Nothing was run, the queue hears why, and the instance goes."""
+    assert (ended.status, len(ended.messages), len(ended.terminations)) == (78, 1, 1), ended.stderr
     for text in ("RUNS_FLEET_RUNNER_USER", *texts):
         assert text in ended.stderr
+        assert text in ended.messages[0]["error"]
 
 
 def test_unknown_runner_user(local: Local) -> None:

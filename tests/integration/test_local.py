@@ -228,9 +228,11 @@ def test_unreadable_config(local: Local) -> None:
 
 
 def test_bad_settings(local: Local) -> None:
-    """Settings with faults name all of them at once, run nothing, and the instance goes."""
+    """Settings with faults name all of them at once, also to the queue; nothing runs, the instance goes."""
     ended = local.run("--max-runtime", "123abc", "--idle-minutes", "-5")
-    assert (ended.status, ended.messages, len(ended.terminations)) == (78, [], 1)
+    (message,) = ended.messages
+    assert (ended.status, message["status"], len(ended.terminations)) == (78, "failure", 1)
+    assert "--idle-minutes: '-5'" in message["error"]
     assert "--max-runtime: '123abc' is not a whole number of minutes, 1 or more" in ended.stderr
     assert "--idle-minutes: '-5'" in ended.stderr
 
