@@ -6,16 +6,19 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping
 from functools import partial
+from threading import Lock
 from typing import Final
 
 from attrs import evolve
 
 from agent_adapters.threads import try_spawn
+from agent_core.budget import life_seconds
 from agent_core.events import (
     Event,
     Failed,
     JobAssigned,
     JobCompleted,
+    JobInherited,
     JobStarted,
     JobTaken,
     MaxRuntimeSet,
@@ -27,7 +30,7 @@ from agent_core.events import (
     Warned,
 )
 from agent_core.model import Limits
-from agent_core.policy import life_seconds
+from agent_core.phases import Phase
 
 __all__ = [
     "POWER_OFF_SERVICE",
@@ -43,7 +46,8 @@ __all__ = [
 SERVICE: Final = "runs-fleet-agent.service"
 POWER_OFF_SERVICE: Final = "runs-fleet-agent-poweroff.service"
 POWER_OFF_TIMER: Final = "runs-fleet-agent-poweroff.timer"
-_LATER: Final = "runs-fleet-agent-poweroff-later"
+_LATER: Final = "runs-fleet-agent-poweroff"
+_AS_THE_TIMER_HAS_IT: Final = ("--timer-property=OnUnitInactiveSec=600", "--timer-property=AccuracySec=1")
 _POWER_OFF_MARGIN_SECONDS: Final = 600.0
 """For the boot before the agent, and a successor after it."""
 _CALL_SECONDS: Final = 30.0
@@ -52,6 +56,7 @@ _CALL_SECONDS: Final = 30.0
 _TOLD: Final = (
     PhaseEntered,
     JobTaken,
+    JobInherited,
     JobAssigned,
     JobStarted,
     JobCompleted,
@@ -106,36 +111,53 @@ class ServiceManager:
 
 
 class PowerOffTimer:
-    """The timer that powers the host off, moved for a job that may run for longer than the operator's others.
+    """The timer that powers the host off, moved for a life that may take longer than it was made for.
+
+    That is so for a job whose config allows it more, and for limits that were set after `install-units`.
 
     Args:
-        environ: what systemd has started this process with; where it has not, nothing is moved.
-        limits: that the units were made for.
+        environ: what systemd has started this process with; RUNS_FLEET_POWEROFF_AFTER is the timer's time, in
+            seconds. Without it, there is no timer.
+        limits: of a life, unless its job's config has others.
         tell: hears what goes wrong, from a thread.
     """
 
     def __init__(self, environ: Mapping[str, str], limits: Limits, tell: Observer) -> None:
-        self._is_service = "INVOCATION_ID" in environ
+        after = environ.get("RUNS_FLEET_POWEROFF_AFTER", "")
+        self._after = int(after) if after.isdecimal() else None
         self._limits, self._tell = limits, tell
+        self._timer = POWER_OFF_TIMER
+        self._moving = Lock()
 
     def __call__(self, event: Event) -> None:
-        if not (self._is_service and isinstance(event, MaxRuntimeSet)):
-            return
-        seconds = life_seconds(evolve(self._limits, max_runtime=event.max_runtime))
-        if seconds > life_seconds(self._limits):
-            try_spawn("power-off timer", partial(self._move, power_off_after(seconds)))
+        match event:
+            case PhaseEntered(Phase.CONFIGURING):
+                self._allow(self._limits)
+            case MaxRuntimeSet(max_runtime):
+                self._allow(evolve(self._limits, max_runtime=max_runtime))
+            case _:
+                pass
+
+    def _allow(self, limits: Limits) -> None:
+        needed = power_off_after(life_seconds(limits))
+        if self._after is not None and needed > self._after:
+            self._after = needed
+            try_spawn("power-off timer", partial(self._move, needed))
 
     def _move(self, seconds: int) -> None:
         """Starts the later timer before it stops the earlier one: there is always one."""
+        name = f"{_LATER}-{seconds}"
+        later = (f"--unit={name}", f"--on-active={seconds}", *_AS_THE_TIMER_HAS_IT)
         try:
-            if _call("systemctl", "is-active", "--quiet", POWER_OFF_TIMER).returncode == 0:
-                start = ("systemctl", "start", "--no-block", POWER_OFF_SERVICE)
-                later = (f"--unit={_LATER}", f"--on-active={seconds}", "--timer-property=AccuracySec=1")
-                _call("systemd-run", "--quiet", *later, *start).check_returncode()
-                _call("systemctl", "stop", POWER_OFF_TIMER).check_returncode()
+            with self._moving:
+                if seconds != self._after:
+                    return  # another move has come before this one
+                _call("systemd-run", "--quiet", *later, "systemctl", "start", "--no-block", POWER_OFF_SERVICE)
+                _call("systemctl", "stop", self._timer)
+                self._timer = f"{name}.timer"
         except (OSError, subprocess.SubprocessError) as exc:
             told = getattr(exc, "stderr", None) or str(exc)
-            self._tell(Warned(f"{POWER_OFF_TIMER} may end the job before its time: {told.strip()}"))
+            self._tell(Warned(f"{self._timer} may end the job before its time: {told.strip()}"))
 
 
 def power_off_after(life_seconds: float) -> int:
@@ -143,9 +165,9 @@ def power_off_after(life_seconds: float) -> int:
     return math.ceil(life_seconds + _POWER_OFF_MARGIN_SECONDS)
 
 
-def _call(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_CALL_SECONDS, check=False
+def _call(*command: str) -> None:
+    subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_CALL_SECONDS, check=True
     )
 
 

@@ -14,6 +14,7 @@ from agent_core.events import (
     Downloading,
     Event,
     Failed,
+    JobInherited,
     JobTaken,
     PhaseEntered,
     Printed,
@@ -47,7 +48,7 @@ class JsonLinesDisplay(Display):
                 return
             case PhaseEntered(phase):
                 self._context["phase"] = str(phase)
-            case JobTaken(job_id=job_id):
+            case JobTaken(job_id=job_id) | JobInherited(job_id=job_id):
                 self._context["job_id"] = job_id
             case _:
                 pass

@@ -13,12 +13,12 @@ from agent_adapters.secrecy import blank, keep_private
 from agent_adapters.stderr import StderrOnlyLogSink
 from agent_app.container import Container
 from agent_app.entry import STOP_SIGNALS
+from agent_core.budget import ending_seconds
 from agent_core.deadline import abandon
 from agent_core.ending import Outcome
 from agent_core.errors import AgentAliveError, AgentError, AgentFaultError
 from agent_core.lifecycle import Agent
 from agent_core.model import StopReason, StopRequest
-from agent_core.policy import ending_seconds
 
 __all__ = ["live", "reap"]
 

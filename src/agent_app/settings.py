@@ -329,9 +329,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def flags_of(parsed: Mapping[str, Any]) -> list[str]:
-    """Give the command line again that `parsed` was made from, as far as it is about settings."""
-    texts = {name: str(parsed[name]) for name in ("config_file", *_TABLE) if name in parsed}
-    return [word for name, text in texts.items() for word in (_flag(name), text)]
+    """Give the command line again that `parsed` was made from, as far as it is about settings.
+
+    Its paths are absolute, and so mean the same wherever it is used.
+    """
+    texts = {name: parsed[name] for name in ("config_file", *_TABLE) if name in parsed}
+    paths = {"config_file"} | {name for name, row in _TABLE.items() if row.kind is _PATH}
+    absolute = {name: str(Path(text).absolute()) if name in paths else text for name, text in texts.items()}
+    return [word for name, text in absolute.items() for word in (_flag(name), text)]
 
 
 def _flag(name: str) -> str:

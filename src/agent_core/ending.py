@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from attrs import evolve, frozen
 
+from agent_core.budget import EndingStep, step_seconds
 from agent_core.deadline import within
 from agent_core.errors import AgentError, TerminatorError, TerminatorUnavailableError
 from agent_core.events import Killed, LogsDrained, PoweringOff, Terminating, TerminationRequested
@@ -20,8 +21,6 @@ from agent_core.policy import (
     STALL_SECONDS,
     TERMINATE_CALL_SECONDS,
     Backoff,
-    EndingStep,
-    step_seconds,
 )
 from agent_core.runner_logs import upload_runner_logs
 from agent_core.status import Observed, final_message

@@ -22,6 +22,7 @@ __all__ = [
     "Failed",
     "JobAssigned",
     "JobCompleted",
+    "JobInherited",
     "JobStarted",
     "JobTaken",
     "Killed",
@@ -61,6 +62,18 @@ class JobTaken:
 
     def __str__(self) -> str:
         return f"took job {self.job_id!r} of {self.repo}"
+
+
+@frozen
+class JobInherited:
+    """A successor finishes what an agent left that had a job, and has died."""
+
+    job_id: str
+    phase: Phase
+    """In which it died."""
+
+    def __str__(self) -> str:
+        return f"finishing job {self.job_id!r}, whose agent died in phase {self.phase}"
 
 
 @frozen
@@ -251,6 +264,7 @@ class PoweringOff:
 Event = (
     PhaseEntered
     | JobTaken
+    | JobInherited
     | MaxRuntimeSet
     | Downloading
     | RunnerInPlace

@@ -132,7 +132,8 @@ class Hearing:
             case WorkerStarted():
                 self._has_worked = True
             case Assigned():
-                self._life.emit(JobAssigned())
+                if self.milestones.running is None:  # the console may have told before
+                    self._life.emit(JobAssigned())
                 self.note_assigned()
             case OutputMissed(detail):
                 self._life.warn(detail)

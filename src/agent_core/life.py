@@ -11,6 +11,7 @@ from typing import Any
 from attrs import field, frozen
 
 from agent_core import __version__
+from agent_core.budget import EndingStep, is_overdue, step_seconds
 from agent_core.chronicle import Chronicle
 from agent_core.delivery import LogDelivery
 from agent_core.errors import AgentError, AgentFaultError
@@ -26,7 +27,6 @@ from agent_core.events import (
 )
 from agent_core.model import JournalRecord, Limits, OutputLine, StopReason, StopRequest
 from agent_core.phases import TRANSITIONS, Phase
-from agent_core.policy import EndingStep, is_overdue, step_seconds
 from agent_core.ports import Ports
 
 __all__ = ["AgentOptions", "Life", "StopSignal"]

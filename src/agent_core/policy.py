@@ -5,7 +5,6 @@ Nothing here waits. `lifecycle`, `supervision`, `ending` and `delivery` ask, and
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from enum import Enum
 from random import Random
 from types import MappingProxyType
 from typing import Final
@@ -17,6 +16,7 @@ from agent_core.phases import Phase
 
 __all__ = [
     "CALL_SECONDS",
+    "EXIT_SECONDS",
     "HOST_SAMPLE_SECONDS",
     "JOURNAL_AGAIN_SECONDS",
     "JOURNAL_LOADS",
@@ -26,27 +26,20 @@ __all__ = [
     "LAST_LOOK_SECONDS",
     "POWER_OFF_SECONDS",
     "SEND_CALL_SECONDS",
-    "SPARE_SECONDS",
     "STALL_SECONDS",
     "STARTED_LEAVE_SECONDS",
     "STARTED_SECONDS",
     "TERMINATE_CALL_SECONDS",
     "WORKER_LOOK_SECONDS",
     "Backoff",
-    "EndingStep",
     "Milestones",
     "Watch",
     "config_poll_delay",
-    "ending_seconds",
-    "grace_seconds",
-    "is_overdue",
     "is_token_expired",
-    "life_seconds",
-    "longest_seconds",
+    "longest_wait",
     "next_watch",
     "phase_seconds",
     "restart_delay",
-    "step_seconds",
 ]
 
 # Bounds of single waits
@@ -89,7 +82,6 @@ _FIXED_SECONDS: Final[Mapping[Phase, float]] = MappingProxyType(
         Phase.BOOTING: 35.0,  # a look at the host and at the journal; a stop waits for them
         Phase.PROVISIONING: 900.0,  # 230 MB at 256 KB/s
         Phase.REGISTERING: 120.0,  # config.sh takes some 5 s, and tries again by itself
-        Phase.TERMINATING: 60.0,
     }
 )
 
@@ -97,8 +89,8 @@ _FIXED_SECONDS: Final[Mapping[Phase, float]] = MappingProxyType(
 def phase_seconds(phase: Phase, limits: Limits) -> float:
     """How long a phase may take that the lifecycle bounds as a whole.
 
-    LISTENING and RUNNING are bounded by `next_watch`, STOPPING by `grace_seconds`, what comes after by
-    `step_seconds`.
+    LISTENING and RUNNING are bounded by `next_watch`, STOPPING by `budget.grace_seconds`, what comes after by
+    `budget.step_seconds`.
     """
     if phase is Phase.CONFIGURING:
         return limits.standby.total_seconds() + CALL_SECONDS
@@ -126,7 +118,6 @@ _POLL_FAST_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 5.0
 _POLL_JITTER: Final = 0.2
 _POLL_SHORTEST_SECONDS: Final = 0.1
-_SHORTEST_SECONDS: Final = 0.001
 
 
 def config_poll_delay(waited: float, standby: float, rng: Random) -> float:
@@ -161,7 +152,7 @@ _ASSIGNED_SECONDS: Final = 180.0
 """From GitHub's word that there is a job to its begin: the runner fetches it, and tries that again."""
 _SHORTEST_PATIENCE_SECONDS: Final = 60.0
 """The two above are no longer than the operator lets a runner be idle, but no shorter than this."""
-_EXIT_SECONDS: Final = 60.0
+EXIT_SECONDS: Final = 60.0
 """From the job's completion to the runner's exit; it still uploads the job's last logs."""
 
 
@@ -189,7 +180,7 @@ class Watch:
 def next_watch(milestones: Milestones, limits: Limits) -> Watch:
     """The deadline that is in force now: there always is one."""
     if milestones.completed is not None:
-        return _watch(milestones.completed, timedelta(seconds=_EXIT_SECONDS), StopReason.STALLED,
+        return _watch(milestones.completed, timedelta(seconds=EXIT_SECONDS), StopReason.STALLED,
                       "the runner did not end after its job had completed, within")  # fmt: skip
     if milestones.running is not None:
         return _watch(milestones.running, limits.max_runtime, StopReason.MAX_RUNTIME,
@@ -203,7 +194,7 @@ def next_watch(milestones: Milestones, limits: Limits) -> Watch:
         watch = _watch(milestones.started, _patience(limits, _CONNECT_SECONDS), StopReason.STALLED,
                        "the runner did not begin to listen within")  # fmt: skip
     # However often it is started again.
-    whole = _watch(milestones.first_started, _wait(limits), StopReason.STALLED,
+    whole = _watch(milestones.first_started, longest_wait(limits), StopReason.STALLED,
                    "no job began, over all starts of the runner, within")  # fmt: skip
     return min(watch, whole, key=lambda each: each.at)
 
@@ -216,127 +207,9 @@ def _patience(limits: Limits, most: float) -> timedelta:
     return timedelta(seconds=min(most, max(_SHORTEST_PATIENCE_SECONDS, limits.idle.total_seconds())))
 
 
-def _wait(limits: Limits) -> timedelta:
+def longest_wait(limits: Limits) -> timedelta:
     """From the runner's first start to its job's begin."""
     return _patience(limits, _CONNECT_SECONDS) + limits.idle + _patience(limits, _ASSIGNED_SECONDS)
-
-
-# Ending
-
-
-class EndingStep(Enum):
-    """What an ending does once the runner's grace is over, in this order."""
-
-    KILL = "SIGKILL to every process of the runner, until none is left: no new try after that"
-    OUTPUT = "from the death of the runner's last process to the end of its output"
-    UPLOAD = "the runner's own logs, as long as something moves"
-    DELIVER = "the last log lines, as long as something moves"
-    SEND = "the final message, with every try"
-    CLEAN = "the runner's root"
-    TERMINATE = "the request to terminate, with every try"
-
-
-_ENDING_SECONDS: Final[Mapping[EndingStep, tuple[float, float]]] = MappingProxyType(
-    {
-        EndingStep.KILL: (10.0, 2.0),
-        EndingStep.OUTPUT: (5.0, 1.0),
-        EndingStep.UPLOAD: (30.0, 0.0),
-        EndingStep.DELIVER: (60.0, 3.0),
-        EndingStep.SEND: (10.0, 3.0),
-        EndingStep.CLEAN: (30.0, 0.0),
-        EndingStep.TERMINATE: (_FIXED_SECONDS[Phase.TERMINATING], 3.0),
-    }
-)
-"""What each step may take usually; and what it has at least, however near the machine's end is, since the
-steps before it leave that much."""
-SPARE_SECONDS: Final = 15.0
-"""All is over so long before the machine is."""
-_JOURNALING_SECONDS: Final = 30.0
-"""All saves of the journal in a life, each as late as it may be."""
-_JOURNAL_RESERVE_SECONDS: Final = 3.0
-"""What saves of the journal take on the way, on a disk that is busy."""
-
-
-def step_seconds(step: EndingStep, remaining: float | None) -> float:
-    """How long a step of an ending may take; 0: it is skipped.
-
-    Args:
-        step: which.
-        remaining: seconds to the machine's end, where there is one.
-    """
-    usual, least = _ENDING_SECONDS[step]
-    if remaining is None:
-        return usual
-    return min(usual, max(least, remaining - SPARE_SECONDS - _needed_after(step)))
-
-
-def _needed_after(step: EndingStep | None) -> float:
-    """What the steps after it need at least; None: all of them."""
-    steps = list(_ENDING_SECONDS)
-    later = steps if step is None else steps[steps.index(step) + 1 :]
-    return sum(_ENDING_SECONDS[each][1] for each in later)
-
-
-def grace_seconds(limits: Limits, waited: float, remaining: float | None) -> float:
-    """How much longer the runner may take to stop by itself.
-
-    Args:
-        limits: what the operator allows.
-        waited: seconds since it was asked to stop.
-        remaining: seconds to the machine's end, where there is one.
-    """
-    grace = limits.shutdown_grace.total_seconds() - waited
-    if remaining is not None:
-        grace = min(grace, remaining - SPARE_SECONDS - _needed_after(None) - _JOURNAL_RESERVE_SECONDS)
-    # A wait so short that no time passes in it would be granted again and again.
-    return grace if grace > _SHORTEST_SECONDS else 0.0
-
-
-# The whole
-
-_START_SECONDS: Final = _FIXED_SECONDS[Phase.REGISTERING] + CALL_SECONDS
-"""A request to stop waits for a start of the runner, or for its second registration, that is under way."""
-_OVERDUE_SECONDS: Final = 60.0
-"""A phase that takes so much longer than its bounds add up to has lost one: what is left out of them, saves
-of the journal and the 2 s that a call may take to unwind when it is given up, comes to less."""
-
-
-def longest_seconds(phase: Phase, limits: Limits) -> float:
-    """No life is longer in the phase, with every bound in it reached."""
-    longest = {
-        Phase.LISTENING: _wait(limits).total_seconds() + _START_SECONDS,
-        Phase.RUNNING: limits.max_runtime.total_seconds() + _EXIT_SECONDS,
-        Phase.STOPPING: limits.shutdown_grace.total_seconds() + _usual(EndingStep.KILL, EndingStep.OUTPUT),
-        Phase.REPORTING: _usual(EndingStep.UPLOAD, EndingStep.DELIVER, EndingStep.SEND),
-        Phase.CLEANING: _usual(EndingStep.CLEAN),
-        Phase.TERMINATING: _usual(EndingStep.TERMINATE) + POWER_OFF_SECONDS,
-        Phase.TERMINATED: 0.0,
-    }
-    return longest[phase] if phase in longest else phase_seconds(phase, limits)
-
-
-def _usual(*steps: EndingStep) -> float:
-    return sum(step_seconds(step, None) for step in steps)
-
-
-def is_overdue(phase: Phase, seconds: float, limits: Limits) -> bool:
-    """Whether a life that has been in the phase for so long hangs, in spite of all bounds."""
-    return seconds > longest_seconds(phase, limits) + _OVERDUE_SECONDS
-
-
-def ending_seconds(limits: Limits) -> float:
-    """No life is longer from a request to stop to its end; what is left out is that of `life_seconds`."""
-    phases = (Phase.STOPPING, Phase.REPORTING, Phase.CLEANING, Phase.TERMINATING)
-    whole = sum(longest_seconds(phase, limits) for phase in phases)
-    return _START_SECONDS + whole + LAST_LOOK_SECONDS + _JOURNALING_SECONDS
-
-
-def life_seconds(limits: Limits) -> float:
-    """No life is longer, from the agent's start to its end: the sum of all bounds, each reached.
-
-    What is left out are the 2 s that a call may take to unwind when it is given up.
-    """
-    return sum(longest_seconds(phase, limits) for phase in Phase) + LAST_LOOK_SECONDS + _JOURNALING_SECONDS
 
 
 # Tokens

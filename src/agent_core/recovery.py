@@ -12,7 +12,7 @@ from agent_core import __version__
 from agent_core.deadline import within
 from agent_core.ending import Ending, Outcome, conclude
 from agent_core.errors import DeadlineError, HostUnavailableError, JournalDamagedError
-from agent_core.events import Observer
+from agent_core.events import JobInherited, Observer
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
 from agent_core.model import JournalRecord
@@ -109,6 +109,8 @@ def adopt(life: Life, record: JournalRecord) -> None:
         **asdict(record, recurse=False)
         | {"agent": life.ports.host_probe.own_process(), "agent_version": __version__}
     )
+    if record.job_id is not None:
+        life.emit(JobInherited(record.job_id, record.phase))
 
 
 def observed_of(record: JournalRecord, cause: str | None = None) -> Observed:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
+from agent_core.budget import EndingStep, grace_seconds
 from agent_core.deadline import abandon, wait_until_set, within
 from agent_core.ending import leave_no_process
 from agent_core.errors import DeadlineError, RunnerError
@@ -17,9 +18,7 @@ from agent_core.phases import Phase
 from agent_core.policy import (
     CALL_SECONDS,
     JOURNAL_AGAIN_SECONDS,
-    EndingStep,
     Watch,
-    grace_seconds,
     next_watch,
     phase_seconds,
     restart_delay,

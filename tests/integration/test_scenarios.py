@@ -464,7 +464,7 @@ LIES: Final[Mapping[str, Row]] = {
         job=say(*CLAIMS, claim("Failed")),
         scenario={"upload_seconds": 1},
         printed={2: [*CLAIMS, claim("Failed")]},
-        ends=SUCCEEDED,
+        ends=Ends(SUCCEEDED.listener, None),
     ),
     "printed, by a step that goes on": Row(
         job=f"{say(*CLAIMS)}sleep 1.5\nexit 1\n", ends=FAILED, told=["not believed"]

@@ -12,6 +12,7 @@ from attrs import asdict, evolve, field, frozen
 from agent_adapters.memory import RunnerScript
 from agent_adapters.wire import message_to_json
 from agent_adapters.world import A_JOB, World
+from agent_core.budget import SPARE_SECONDS, is_overdue, life_seconds
 from agent_core.ending import Outcome
 from agent_core.events import Event, JobStarted, PhaseEntered, Printed, TerminationRequested
 from agent_core.model import (
@@ -26,7 +27,6 @@ from agent_core.model import (
     StopRequest,
 )
 from agent_core.phases import Phase
-from agent_core.policy import SPARE_SECONDS, is_overdue, life_seconds
 from agent_core.status import message_id
 from agent_core.testing.faults import FaultKind, Faults, faulty_ports
 from agent_core.testing.simulation import EPOCH, SimulatedCrashError, run, wall_clock

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
+from time import monotonic
 from typing import IO, Final
 
 import psutil
@@ -130,11 +131,14 @@ class Machine:
         """Returns when the unit is inactive or failed."""
         # What PID 1 says of a change it says before it answers anybody else. The last line that there is
         # comes too: it may have been the one that counts.
+        begun, state = monotonic(), ""
         with self._following("--lines", "1", "_PID=1", f"UNIT={unit}") as journal:
             for _ in chain([""], journal.lines()):
-                if self.show(unit, "ActiveState") in {"inactive", "failed"}:
+                state = self.show(unit, "ActiveState")
+                if state in {"inactive", "failed"}:
                     return
-        raise AssertionError(f"{unit} is not over:\n{self.journal()}")
+        seconds = monotonic() - begun
+        raise AssertionError(f"{unit} is {state}, not over, after {seconds:.0f} s:\n{self.journal()}")
 
     # The journal
 

@@ -119,7 +119,30 @@ def test_a_job_that_may_run_for_longer(service: Service) -> None:
         journal.wait_for("the job may run for 12:00:00")
     with service.machine.follow(TIMER) as journal:
         journal.wait_for(f"Stopped {TIMER}")
-    assert service.machine.show("runs-fleet-agent-poweroff-later.timer", "ActiveState") == "active"
+    assert active_timers(service.machine) == [f"runs-fleet-agent-poweroff-{25483 + 360 * 60}.timer"]
     instance.go()
     service.wait_until_over()
     assert "before its time" not in service.journal
+
+
+def test_limits_that_were_raised_after_the_units(service: Service) -> None:
+    """The timer is moved for them, too."""
+    instance = service.instance
+    instance.put_config()
+    instance.publish(job=instance.until_go)
+    service.configure(RUNS_FLEET_MAX_RUNTIME="400")
+    with service.machine.follow(TIMER) as journal:
+        service.begin()
+        journal.wait_for(f"Stopped {TIMER}")
+    assert active_timers(service.machine) == [f"runs-fleet-agent-poweroff-{25483 + 40 * 60}.timer"]
+    instance.go()
+    service.wait_until_over()
+    assert "before its time" not in service.journal
+
+
+def active_timers(machine: Machine) -> list[str]:
+    """Those that would power the machine off."""
+    listed = machine.run(
+        "systemctl", "list-units", "--plain", "--no-legend", "--state=active", "*poweroff*.timer"
+    )
+    return [line.split()[0] for line in listed.splitlines()]

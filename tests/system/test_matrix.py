@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
+from agent_core.budget import ending_seconds
 from agent_core.model import Limits
-from agent_core.policy import ending_seconds
 from support.faults import Hang
 from support.machine import Journal
 from support.service import SERVICE, Service

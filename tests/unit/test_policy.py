@@ -10,6 +10,16 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent_core.budget import (
+    SPARE_SECONDS,
+    EndingStep,
+    ending_seconds,
+    grace_seconds,
+    is_overdue,
+    life_seconds,
+    longest_seconds,
+    step_seconds,
+)
 from agent_core.model import JobConfig, Limits, Secret, StopReason
 from agent_core.phases import Phase
 from agent_core.policy import (
@@ -17,22 +27,13 @@ from agent_core.policy import (
     JOURNAL_LOAD_SECONDS,
     JOURNAL_LOADS,
     JOURNAL_SECONDS,
-    SPARE_SECONDS,
-    TERMINATE_CALL_SECONDS,
     Backoff,
-    EndingStep,
     Milestones,
     config_poll_delay,
-    ending_seconds,
-    grace_seconds,
-    is_overdue,
     is_token_expired,
-    life_seconds,
-    longest_seconds,
     next_watch,
     phase_seconds,
     restart_delay,
-    step_seconds,
 )
 
 RELAXED: Final = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -128,7 +129,6 @@ BOUNDED: Final = (
     Phase.CONFIGURING,
     Phase.PROVISIONING,
     Phase.REGISTERING,
-    Phase.TERMINATING,
 )
 
 
@@ -145,7 +145,6 @@ def test_phases_have_deadlines(phase: Phase, limits: Limits) -> None:
         (Phase.BOOTING, [CALL_SECONDS, *[JOURNAL_LOAD_SECONDS] * JOURNAL_LOADS, JOURNAL_SECONDS]),
         (Phase.PROVISIONING, [230_000_000 / 256_000]),
         (Phase.REGISTERING, [5.0] * 10),
-        (Phase.TERMINATING, [TERMINATE_CALL_SECONDS] * 4),
     ],
 )
 def test_a_phase_has_time_for_its_steps(phase: Phase, steps: list[float]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agent_app import cli
 from agent_app.settings import Settings
 from agent_app.units import UNITS, _command_line, install_units
-from agent_core.policy import ending_seconds, life_seconds
+from agent_core.budget import ending_seconds, life_seconds
 
 COMMAND = Path("/opt/runs-fleet/bin/runs-fleet-agent")
 
@@ -77,18 +77,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_flags_stand_in_the_unit(tmp_path: Path, installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The agent is started with what install-units was told; what is next is said."""
     folder = tmp_path / "units"
-    arguments = [
-        "install-units",
-        "--unit-dir",
-        str(folder),
-        "--max-runtime",
-        "60",
-        "--job-environment",
-        "A='$x %'",
-    ]
-    assert cli.main(arguments) == 0
+    words = f"install-units --unit-dir {folder} --state-dir here --max-runtime 60 --job-environment"
+    assert cli.main([*words.split(), "A='$x %'"]) == 0
 
-    flags = """--max-runtime 60 --job-environment "A='$$x %%'\""""
+    flags = f"""--state-dir {Path.cwd()}/here --max-runtime 60 --job-environment "A='$$x %%'\""""
     assert sorted(value_of(folder, UNITS[0], "ExecStart").split(" --")) == sorted(
         f"{installed} run {flags}".split(" --")
     )

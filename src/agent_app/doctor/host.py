@@ -91,12 +91,8 @@ def of_init(init: str, *, poweroff: bool) -> Finding:
     armed = "powered off" if poweroff else "left as it is"
     last = f"an instance that cannot be terminated is {armed} (RUNS_FLEET_POWEROFF)"
     if init != "systemd" or shutil.which("systemctl") is None:
-        found = (
-            f"process 1 is {init}, not a systemd with systemctl: nothing restarts or reaps the agent; {last}"
-        )
-        return warning(
-            found, "run the agent under systemd, or see to `runs-fleet-agent reap` after its death"
-        )
+        found = f"process 1 is {init}, not a systemd with systemctl: nothing reaps the agent; {last}"
+        return warning(found, "run the agent under systemd (install-units), or see to `reap` after its death")
     if poweroff and not any(map(shutil.which, _POWEROFF_COMMANDS)):
         return warning(f"{last}, but there is no command to do it", f"install {_POWEROFF_COMMANDS[0]}")
     return fine(f"process 1 is systemd; {last}")

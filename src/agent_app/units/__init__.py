@@ -11,7 +11,7 @@ from typing import Final
 from agent_adapters.state import replace_synced
 from agent_adapters.systemd import POWER_OFF_SERVICE, POWER_OFF_TIMER, SERVICE, power_off_after
 from agent_app.settings import Settings
-from agent_core.policy import ending_seconds, life_seconds
+from agent_core.budget import ending_seconds, life_seconds
 
 __all__ = ["UNITS", "install_units"]
 
