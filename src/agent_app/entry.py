@@ -8,13 +8,13 @@ import signal
 import sys
 from types import FrameType
 
-__all__ = ["STOP_SIGNALS", "main"]
+from agent_app.stop_signals import STOP_SIGNALS
+
+__all__ = ["main"]
 
 _RUN_ONLY_FLAGS = ("--json", "--reflect-job")
 """`reap` does not know them."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""They ask an agent to stop."""
 _SHOW_SECONDS = 3.0
 _UMASK = 0o022
 """Nobody else writes where the agent writes."""

@@ -12,7 +12,7 @@ from agent_adapters.process import is_for_any_program
 from agent_adapters.secrecy import blank, keep_private
 from agent_adapters.stderr import StderrOnlyLogSink
 from agent_app.container import Container
-from agent_app.entry import STOP_SIGNALS
+from agent_app.stop_signals import STOP_SIGNALS
 from agent_core.budget import ending_seconds
 from agent_core.deadline import abandon
 from agent_core.ending import Outcome

@@ -22,6 +22,8 @@ import psutil
 import pytest
 from attrs import frozen
 
+from support.wheel import missing_of
+
 TIMEOUT_SECONDS: Final = 120.0
 """Of any wait, on a system that has other things to do: no test waits that long unless it fails."""
 
@@ -209,12 +211,8 @@ class Journal:
 
     def wait_for(self, *texts: str) -> None:
         """Returns when lines from here on have had each of the texts, in any order."""
-        missing = set(texts)
-        for line in self.lines():
-            missing = {text for text in missing if text not in line}
-            if not missing:
-                return
-        raise AssertionError(f"not in the journal: {missing}\n{self.machine.journal()}")
+        if missing := missing_of(texts, self.lines()):
+            raise AssertionError(f"not in the journal: {missing}\n{self.machine.journal()}")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -34,6 +34,16 @@ def a_config() -> dict[str, object]:
         "labels": ["runs-fleet=12345"],
         "job_id": JOB_ID,
     }
+
+
+def missing_of(texts: Iterable[str], lines: Iterable[str]) -> set[str]:
+    """The texts that none of the lines has had by their end; reads no further than it has to."""
+    missing = set(texts)
+    for line in lines:
+        missing = {text for text in missing if text not in line}
+        if not missing:
+            break
+    return missing
 
 
 def statuses_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -64,12 +74,8 @@ class Running(Generic[_E]):
 
     def wait_for(self, *texts: str) -> None:
         """Returns when lines of stderr that come from here on have had each of the texts, in any order."""
-        missing = set(texts)
-        for line in self.lines():
-            missing = {text for text in missing if text not in line}
-            if not missing:
-                return
-        raise AssertionError(f"it ended without {missing}:\n{''.join(self._stderr)}")
+        if missing := missing_of(texts, self.lines()):
+            raise AssertionError(f"it ended without {missing}:\n{''.join(self._stderr)}")
 
     def lines(self) -> Iterator[str]:
         """The lines of stderr, as they come."""

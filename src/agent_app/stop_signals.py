@@ -1,0 +1,7 @@
+"""The signals that ask an agent to stop; a module that costs nothing, since they are taken before all else."""
+
+import signal
+
+__all__ = ["STOP_SIGNALS"]
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
