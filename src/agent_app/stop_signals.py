@@ -1,4 +1,4 @@
-"""The signals that ask an agent to stop; a module that costs nothing, since they are taken before all else."""
+"""The signals that ask an agent to stop; a module that costs nothing, since they are taken first."""
 
 import signal
 

@@ -142,15 +142,17 @@ class Ending:
         life.emit(LogsDrained(stats))
         if life.record.final is None:
             return
-        final = evolve(
-            life.record.final,
-            log_upload=log_upload,
-            log_lines_accepted=stats.accepted,
-            log_lines_delivered=stats.delivered,
-            log_lines_rejected=stats.rejected,
-            log_lines_dropped=stats.dropped,
-        )
-        await life.chronicle.save(final=final)
+        final = life.record.final
+        if final.log_lines_accepted is None:  # or a dead agent has told already, and a repeat says the same
+            final = evolve(
+                final,
+                log_upload=log_upload,
+                log_lines_accepted=stats.accepted,
+                log_lines_delivered=stats.delivered,
+                log_lines_rejected=stats.rejected,
+                log_lines_dropped=stats.dropped,
+            )
+            await life.chronicle.save(final=final)
         await self._messenger.send_final(final, life.step_seconds(EndingStep.SEND))
 
     async def _clean(self) -> None:

@@ -242,6 +242,7 @@ def _one_final_status(played: Played) -> None:
     assert {message.message_id for message in finals} <= {expected}, "2: a repeat has another message_id"
     if journal_was_sound or not played.crashed:
         assert len({message.status for message in finals}) <= 1, "2: there is more than one final status"
+        assert len({message_to_json(message) for message in finals}) <= 1, "2: a repeat says something else"
         assert sum(isinstance(event, JobStarted) for _, event in played.events) <= 1, "2: the job ran twice"
     for message in finals:
         if message.status is Status.SUCCESS:

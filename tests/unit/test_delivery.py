@@ -914,14 +914,15 @@ def test_a_spool_that_cannot_be_read_for_now_loses_nothing() -> None:
     run(main)
 
 
-def test_a_spool_that_loses_a_part_gives_the_rest() -> None:
+@pytest.mark.parametrize("fault", [SpoolError, RuntimeError])
+def test_a_spool_that_loses_a_part_gives_the_rest(fault: type[Exception]) -> None:
     """Also in a drain: what cannot be read is counted, and what comes behind it is delivered."""
 
     class PatchySpool(InMemoryLogSpool):
         def pop(self, max_bytes: int) -> list[LogEvent]:  # noqa: ARG002 - one by one, whatever is asked for
             if "lost" in self.events[0].text:
                 del self.events[0]
-                raise SpoolError("torn")
+                raise fault("torn")
             return super().pop(0)
 
     async def main() -> None:

@@ -253,3 +253,10 @@ def test_crash_with_lines_in_the_spool(crash_at: int, away: int, *, successor_re
 def test_crash_at_every_iteration(crash_at: int, *, successor_reaps: bool) -> None:
     """There is no moment of a plain life at which a crash is not made good by a successor."""
     check(play(Plan(crashes=(crash_at,), successor_reaps=successor_reaps)))
+
+
+@pytest.mark.parametrize("crash_at", range(3, 215, 7))
+def test_successor_crashes_at_every_iteration(crash_at: int) -> None:
+    """Nor is there one of its successor's life at which the next one cannot take over."""
+    for again_at in range(60):
+        check(play(Plan(crashes=(crash_at, again_at))))
