@@ -18,6 +18,8 @@ __all__ = ["FileJournal", "StateLock", "replace_synced", "write_all"]
 _PRIVATE: Final = 0o600
 _ROOM_BYTES: Final = 8192
 """Journals have the size of so many, or a multiple: each fits where the one before it was."""
+_READ_CHARACTERS: Final = 2**20
+"""A journal has some thousand."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -65,11 +67,17 @@ class FileJournal(Journal):
 
     def _read(self) -> str | None:
         try:
-            return self._path.read_text("utf-8", "replace")
+            # A pipe in its place must not hold up anybody.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with os.fdopen(descriptor, encoding="utf-8", errors="replace") as stream:
+                text = stream.read(_READ_CHARACTERS + 1)
         except FileNotFoundError:
             return None
         except OSError as exc:
             raise JournalUnavailableError(f"{self._path}: {exc.strerror}") from exc
+        if len(text) > _READ_CHARACTERS:
+            raise JournalDamagedError(f"{self._path}: longer than {_READ_CHARACTERS} characters")
+        return text
 
     def _replace(self, text: str) -> None:
         try:

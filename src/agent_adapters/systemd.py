@@ -3,8 +3,10 @@
 import asyncio
 import math
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from threading import Lock
 from typing import Final
@@ -31,6 +33,7 @@ from agent_core.events import (
 )
 from agent_core.model import Limits
 from agent_core.phases import Phase
+from agent_core.recovery import Death
 
 __all__ = [
     "POWER_OFF_SERVICE",
@@ -38,9 +41,10 @@ __all__ = [
     "SERVICE",
     "PowerOffTimer",
     "ServiceManager",
+    "death_of",
     "ended_in_order",
+    "is_service_running",
     "power_off_after",
-    "service_result",
 ]
 
 SERVICE: Final = "runs-fleet-agent.service"
@@ -50,6 +54,10 @@ _LATER: Final = "runs-fleet-agent-poweroff"
 _AS_THE_TIMER_HAS_IT: Final = ("--timer-property=OnUnitInactiveSec=600", "--timer-property=AccuracySec=1")
 _POWER_OFF_MARGIN_SECONDS: Final = 600.0
 """For the boot before the agent, and a successor after it."""
+_RUNNING: Final = frozenset({"active", "activating", "deactivating", "reloading"})
+_AT_ITS_END: Final = frozenset({"69", "70", "75", "78"})
+"""Exit statuses of an agent that has come to its own end, and could not do all that belongs to it."""
+_ASKING_TO_STOP: Final = frozenset({"TERM", "INT", "HUP", "QUIT"})
 _CALL_SECONDS: Final = 30.0
 """One word to systemd, on a machine that boots."""
 
@@ -80,34 +88,46 @@ class ServiceManager:
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._notify = _notify_function() if environ.get("NOTIFY_SOCKET") else _nowhere
+        self._socket = _socket() if environ.get("NOTIFY_SOCKET") else None
         self._beat_seconds = _beat_seconds(environ)
 
-    def ready(self) -> None:
-        """The process is up, and its watchdog is on duty from here on."""
-        self._notify("READY=1")
-
     def __call__(self, event: Event) -> None:
-        """Shows the event in `systemctl status`, if it tells where the life is."""
-        if isinstance(event, _TOLD):
+        """Shows the event in `systemctl status`, if it tells where the life is, and there is room."""
+        if self._socket is not None and isinstance(event, _TOLD):
             # A line break would begin another message: a job's name must not feed the watchdog.
-            self._notify(f"STATUS={' '.join(str(event).split())[:_STATUS_CHARS]}")
+            status = " ".join(str(event).split())[:_STATUS_CHARS]
+            with suppress(OSError):
+                self._socket.send(f"STATUS={status}".encode("utf-8", "replace"))
 
     async def feed_watchdog(self, is_overdue: Callable[[], bool], warn: Callable[[str], None]) -> None:
-        """Gives signs of life, from the loop that the life runs on, for as long as the life moves on.
+        """Says that the process is up, and gives signs of life, from the loop that the life runs on.
 
-        Without them systemd kills the process after WatchdogSec; a stop that has begun may take longer than
-        TimeoutStopSec for as long as they come.
+        They come for as long as the life moves on. Without them systemd kills the process after WatchdogSec;
+        a stop that has begun may take longer than TimeoutStopSec for as long as they come.
         """
+        loop = asyncio.get_running_loop()
+        patience = int(self._beat_seconds * _PATIENCE_BEATS * 1e6)
+        sign = f"READY=1\nWATCHDOG=1\nEXTEND_TIMEOUT_USEC={patience}".encode()
         told = False
         while True:
-            if not is_overdue():
-                patience = int(self._beat_seconds * _PATIENCE_BEATS * 1e6)
-                self._notify(f"WATCHDOG=1\nEXTEND_TIMEOUT_USEC={patience}")
-            elif not told:
-                told = True
-                warn("the phase takes longer than all of its bounds: the watchdog is left to act")
-            await asyncio.sleep(self._beat_seconds)
+            beat = loop.time() + self._beat_seconds
+            if is_overdue():
+                if not told:
+                    told = True
+                    warn("the phase takes longer than all of its bounds: the watchdog is left to act")
+            elif self._socket is not None:
+                with suppress(OSError):  # TimeoutError is one
+                    await _send(self._socket, sign, beat)
+            await asyncio.sleep(beat - loop.time())
+
+
+async def _send(connected: socket.socket, sign: bytes, latest: float) -> None:
+    try:
+        connected.send(sign)
+    except BlockingIOError:
+        # The way to systemd is everybody's: a job that floods it must not starve the watchdog.
+        async with asyncio.timeout_at(latest):
+            await asyncio.get_running_loop().sock_sendall(connected, sign)
 
 
 class PowerOffTimer:
@@ -165,23 +185,37 @@ def power_off_after(life_seconds: float) -> int:
     return math.ceil(life_seconds + _POWER_OFF_MARGIN_SECONDS)
 
 
-def _call(*command: str) -> None:
-    subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_CALL_SECONDS, check=True
+def _call(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_CALL_SECONDS, check=check
     )
 
 
-def service_result(environ: Mapping[str, str]) -> str | None:
-    """What became of the service, as systemd tells `ExecStopPost=` (systemd.exec(5)); None: it does not."""
-    result = environ.get("SERVICE_RESULT")
-    how = " ".join(environ[name] for name in ("EXIT_CODE", "EXIT_STATUS") if environ.get(name))
-    return f"{result} ({how})" if result and how else result
+def death_of(environ: Mapping[str, str]) -> Death | None:
+    """What systemd tells `ExecStopPost=` of the service's main process (systemd.exec(5)); None: nothing."""
+    result, code, status = (environ.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
+    if not result:
+        return None
+    return Death(
+        cause=f"{result} ({code} {status})" if code else result,
+        is_certain=True,
+        has_reported=code == "exited" and status in _AT_ITS_END,
+        interrupted_by=f"SIG{status}" if code == "killed" and status in _ASKING_TO_STOP else None,
+    )
 
 
 def ended_in_order(environ: Mapping[str, str]) -> bool:
     """Whether systemd says that the service's main process has come to its end with exit status 0."""
     end = [environ.get(name) for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS")]
     return end == ["success", "exited", "0"]
+
+
+def is_service_running() -> bool:
+    """Whether systemd runs an agent here, or what comes after one."""
+    try:
+        return _call("systemctl", "is-active", SERVICE, check=False).stdout.strip() in _RUNNING
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def _beat_seconds(environ: Mapping[str, str]) -> float:
@@ -193,17 +227,13 @@ def _beat_seconds(environ: Mapping[str, str]) -> float:
     return watchdog / _PATIENCE_BEATS if is_watched and watchdog > 0 else _BEAT_SECONDS
 
 
-def _notify_function() -> Callable[[str], None]:
-    # Imported here since nobody else needs a socket for it.
+def _socket() -> socket.socket | None:
+    """The way to systemd; None: there is none, whatever the environment says."""
+    # Imported here since nobody else needs it.
     from sdnotify import SystemdNotifier  # noqa: PLC0415
 
-    notifier = SystemdNotifier()
-    if notifier.socket is not None:
+    connected: socket.socket | None = SystemdNotifier().socket
+    if connected is not None:
         # A service manager that is stuck must not hold up the loop.
-        notifier.socket.settimeout(0)
-    # It writes Latin-1, and systemd reads UTF-8.
-    return lambda state: notifier.notify(state.encode("utf-8", "replace").decode("latin-1"))
-
-
-def _nowhere(_state: str) -> None:
-    pass
+        connected.settimeout(0)
+    return connected

@@ -31,10 +31,12 @@ from agent_core.life import AgentOptions
 from agent_core.lifecycle import Agent
 from agent_core.model import JobConfig, Limits, Secret
 from agent_core.ports import Ports
-from agent_core.recovery import reap
+from agent_core.recovery import Death, reap
 from agent_core.testing.simulation import wall_clock
 
 __all__ = ["A_JOB", "World"]
+
+_UNKNOWN = Death()
 
 
 A_JOB = JobConfig(
@@ -89,10 +91,13 @@ class World:
         observer = observer or self.events.append
         return Agent(self._options(), self.ports(), now=self.now, rng=self._rng(), observer=observer)
 
-    async def reap(self, observer: Callable[[Event], None] | None = None) -> Outcome | None:
+    async def reap(
+        self, observer: Callable[[Event], None] | None = None, *, death: Death = _UNKNOWN
+    ) -> Outcome | None:
         """A successor that finishes what the last agent left."""
         observer = observer or self.events.append
-        return await reap(self._options(), self.ports(), now=self.now, rng=self._rng(), observer=observer)
+        options, ports, rng = self._options(), self.ports(), self._rng()
+        return await reap(options, ports, now=self.now, rng=rng, observer=observer, death=death)
 
     def ports(self) -> Ports:
         """The adapters of a new process on the machine."""

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from agent_adapters.accounts import account_fault
 from agent_adapters.host import why_unwritable
-from agent_adapters.systemd import ended_in_order, service_result
+from agent_adapters.systemd import death_of, ended_in_order, is_service_running
 from agent_adapters.wire import message_to_json
 from agent_app.container import container_of
 from agent_app.display import Aside, Unseen
@@ -24,6 +24,7 @@ from agent_core import __version__
 from agent_core.ending import Outcome
 from agent_core.errors import AgentAliveError, SettingsError
 from agent_core.events import Warned
+from agent_core.recovery import Death
 
 __all__ = ["main"]
 
@@ -116,6 +117,10 @@ def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Si
     if ended_in_order(os.environ):
         # The instance was asked to terminate, or the status would be another; the journal need not say so.
         return ExitStatus.OK
+    if settings.profile == "aws" and "INVOCATION_ID" not in os.environ and is_service_running():
+        # Called by hand, maybe without the service's settings: reap comes after it by itself.
+        _tell("the service runs: there is nothing to finish")
+        return ExitStatus.OK
     if "state_dir" in loaded.faulty:
         # Who knows which agent this is about, and whether it is alive?
         return _refuse(ExitStatus.CONFIG, *loaded.errors)
@@ -126,7 +131,8 @@ def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Si
     for error in loaded.errors:
         display(Warned(error))
     container = container_of(settings, display, os.environ)
-    outcome = reap(container, parsed.fault or service_result(os.environ))
+    death = Death(cause=parsed.fault) if parsed.fault else death_of(os.environ) or Death()
+    outcome = reap(container, death)
     shown = outcome is None or display.close(outcome, _files(settings, outcome))
     status = ExitStatus.OK if outcome is None else exit_status(outcome)
     return _ended(status if parsed.fault is None else ExitStatus.SOFTWARE, shown=shown)

@@ -19,6 +19,7 @@ from agent_core.ending import Outcome
 from agent_core.errors import AgentAliveError, AgentError, AgentFaultError
 from agent_core.lifecycle import Agent
 from agent_core.model import StopReason, StopRequest
+from agent_core.recovery import Death
 
 __all__ = ["live", "reap"]
 
@@ -39,14 +40,14 @@ def live(container: Container, refused: AgentError | None, early: Sequence[signa
     return _run(_live(container, refused, early))
 
 
-def reap(container: Container, cause: str | None) -> Outcome | None:
+def reap(container: Container, death: Death) -> Outcome | None:
     """Finishes what a dead agent left, whoever asks it to stop: it is bounded, and nobody comes after it.
 
-    `cause` is what is known of the agent's death. None: there was nothing to finish, or another is at it.
+    None: there was nothing to finish, or another is at it.
     """
-    if not container.state_lock().take():
-        return None
-    return _run(_reap(container, cause))
+    if not container.state_lock().take() and not death.is_certain:
+        return None  # who is known to be dead holds no lock: then it is whoever wants the instance to stay
+    return _run(_reap(container, death))
 
 
 def _run(main: Coroutine[Any, Any, _T]) -> _T:
@@ -84,9 +85,7 @@ async def _live(container: Container, refused: AgentError | None, early: Sequenc
         agent.warn("the runner runs as root: make a user `runner`, or set RUNS_FLEET_RUNNER_USER")
     if isinstance(container.log_sink(), StderrOnlyLogSink):
         agent.warn("RUNS_FLEET_LOG_GROUP is not set: what the job prints goes to stderr only")
-    manager = container.service_manager()
-    manager.ready()
-    feeding = manager.feed_watchdog(lambda: agent.is_overdue, agent.warn)
+    feeding = container.service_manager().feed_watchdog(lambda: agent.is_overdue, agent.warn)
     aides = [asyncio.create_task(feeding, name="watchdog")]
     if (notices := _notices(container, agent)) is not None:
         aides.append(asyncio.create_task(notices, name="spot watch"))
@@ -109,7 +108,7 @@ def _notices(container: Container, agent: Agent) -> Coroutine[Any, Any, None] | 
     return watch
 
 
-async def _reap(container: Container, cause: str | None) -> Outcome | None:
+async def _reap(container: Container, death: Death) -> Outcome | None:
     for number in _heard():
         signal.signal(number, signal.SIG_IGN)
     loop = asyncio.get_running_loop()
@@ -117,7 +116,7 @@ async def _reap(container: Container, cause: str | None) -> Outcome | None:
     feeding = container.service_manager().feed_watchdog(lambda: loop.time() > latest, _nowhere)
     watchdog = asyncio.create_task(feeding, name="watchdog")
     try:
-        return await container.reaping(cause=cause)
+        return await container.reaping(death=death)
     finally:
         watchdog.cancel()
 

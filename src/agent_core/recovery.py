@@ -6,7 +6,7 @@ from enum import Enum
 from random import Random
 from typing import Final
 
-from attrs import asdict
+from attrs import asdict, frozen
 
 from agent_core import __version__
 from agent_core.deadline import within
@@ -15,13 +15,13 @@ from agent_core.errors import DeadlineError, HostUnavailableError, JournalDamage
 from agent_core.events import JobInherited, Observer
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
-from agent_core.model import JournalRecord
+from agent_core.model import JournalRecord, StopReason, StopRequest
 from agent_core.policy import CALL_SECONDS, JOURNAL_LOAD_SECONDS, JOURNAL_LOADS
 from agent_core.ports import HostProbe, Ports
-from agent_core.status import Observed
+from agent_core.status import Observed, message_id
 from agent_core.taking import look_for_job
 
-__all__ = ["Remains", "adopt", "inspect", "judge", "observed_of", "reap"]
+__all__ = ["Death", "Remains", "adopt", "inspect", "judge", "observed_of", "reap"]
 
 _SAME_BOOT: Final = timedelta(seconds=60)
 """The moment of a boot is reckoned from the wall clock, which may be set right after it."""
@@ -36,6 +36,35 @@ class Remains(Enum):
     JOBLESS = "it died before it had a job"
     UNFINISHED = "it died with a job"
     ALIVE = "it is still alive"
+
+
+@frozen(kw_only=True)
+class Death:
+    """What is known of an agent's end, beside what its journal tells."""
+
+    cause: str = ""
+    """In words."""
+    is_certain: bool = False
+    """Whoever watched it says so."""
+    has_reported: bool = False
+    """It came to its own end, and has told the queue what there was to tell, whatever the journal knows."""
+    interrupted_by: str | None = None
+    """A signal that asks to stop, which came before there was anyone to take it."""
+
+    @property
+    def stop(self) -> StopRequest | None:
+        """What asked the agent to stop, as far as only its death tells."""
+        if self.interrupted_by is None:
+            return None
+        detail = f"interrupted by {self.interrupted_by}"
+        return StopRequest(StopReason.INTERRUPTED, detail, by=self.interrupted_by)
+
+    def at(self, when: str) -> str:
+        """What to say of one who died then."""
+        return f"the agent died {when}" + (f": {self.cause}" if self.cause else "")
+
+
+_UNKNOWN: Final = Death()
 
 
 def judge(record: JournalRecord | None, instance_id: str, host: HostProbe) -> Remains:
@@ -113,19 +142,23 @@ def adopt(life: Life, record: JournalRecord) -> None:
         life.emit(JobInherited(record.job_id, record.phase))
 
 
-def observed_of(record: JournalRecord, cause: str | None = None) -> Observed:
+def observed_of(record: JournalRecord, death: Death = _UNKNOWN) -> Observed:
     """What a successor knows of how the earlier life went, and of what ended it."""
     return Observed(
-        stop=record.stop,
+        stop=record.stop or death.stop,
         job_ran=record.started_at is not None,
         job_result=record.job_result,
-        error=_died(f"in phase {record.phase}", cause),
+        error=death.at(f"in phase {record.phase}"),
         error_phase=record.phase,
     )
 
 
-def _died(when: str, cause: str | None) -> str:
-    return f"the agent died {when}" + (f": {cause}" if cause else "")
+def _leave_it_at_that(life: Life) -> None:
+    """What the queue was told counts, also where the journal could not be told of it."""
+    job_id, final = life.record.job_id, life.record.final
+    if job_id is not None and final is None:
+        told = message_id(life.record.instance_id, job_id, "final")
+        life.chronicle.note(confirmed=(*life.record.confirmed, told))
 
 
 async def reap(
@@ -135,29 +168,32 @@ async def reap(
     now: Callable[[], datetime],
     rng: Random,
     observer: Observer,
-    cause: str | None = None,
+    death: Death = _UNKNOWN,
 ) -> Outcome | None:
     """Finishes what a dead agent left: kills its runner, sends its final message, terminates.
 
-    Safe to call again, at once, and beside a live agent. `cause` is what is known of the agent's death. None:
-    there is nothing to finish.
+    Safe to call again, at once, and beside a live agent. None: there is nothing to finish.
     """
     life = Life(options, ports, now=now, rng=rng, observer=observer)
-    observed = Observed(error=_died("before it wrote a journal", cause))
+    observed = Observed(stop=death.stop, error=death.at("before it wrote a journal"))
     try:
         remains, record = await inspect(life)
     except Exception as exc:  # noqa: BLE001 - without a journal there is still an instance to end
         life.fail(exc)
+        observed = Observed(stop=death.stop, job_ran=None, error=death.at(f"and its journal is lost ({exc})"))
+        life.delivery.recover()
     else:
         if remains in {Remains.ENDED, Remains.ALIVE}:
             return None
         if remains in {Remains.JOBLESS, Remains.UNFINISHED} and record is not None:
-            observed = observed_of(record, cause)
+            observed = observed_of(record, death)
             adopt(life, record)
             if record.job_id is not None:
                 life.delivery.recover()
                 life.delivery.open(record.stream)
-    if life.record.job_id is None:
+    if death.has_reported:
+        _leave_it_at_that(life)
+    elif life.record.job_id is None:
         await look_for_job(life)
     # At once, or a successor of this one would tell of this one's death.
     conclude(life, observed)

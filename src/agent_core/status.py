@@ -77,7 +77,8 @@ class Observed:
 
     stop: StopRequest | None = None
     """What stopped the runner, or kept it from starting."""
-    job_ran: bool = False
+    job_ran: bool | None = False
+    """None: nobody knows."""
     """The runner said that it runs a job."""
     job_result: JobResult | None = None
     """What the runner said the job came to."""

@@ -140,6 +140,42 @@ def test_limits_that_were_raised_after_the_units(service: Service) -> None:
     assert "before its time" not in service.journal
 
 
+def test_reap_by_hand(service: Service) -> None:
+    """The service runs, with a state folder that the shell does not know: it is left alone."""
+    instance = service.instance
+    instance.put_config()
+    instance.publish(job=instance.until_go)
+    with service.machine.follow(SERVICE) as journal:
+        service.begin()
+        journal.wait_for("job 'sample' runs")
+        variables = [
+            f"{name}={value}" for name, value in instance.variables.items() if "STATE_DIR" not in name
+        ]
+        service.machine.run("env", *variables, COMMAND, "reap")
+        instance.go()
+    service.wait_until_over()
+
+    assert [message["status"] for message in service.messages] == ["started", "success"]
+    assert len(instance.aws.terminations) == 1
+
+
+def test_a_stranger_that_holds_the_lock(service: Service) -> None:
+    """The agent is dead, systemd says so: whoever has its lock is none."""
+    instance = service.instance
+    instance.put_config()
+    instance.publish(job="exec sleep 1000\n")
+    with service.machine.follow(SERVICE) as journal:
+        service.begin()
+        journal.wait_for("job 'sample' runs")
+    folder = f"--working-directory={instance.state_dir}"
+    service.machine.run("systemd-run", "--quiet", folder, "flock", "agent.lock", "sleep", "1000")
+    service.signal(signal.SIGKILL)
+    service.wait_until_over()
+
+    assert [message["status"] for message in service.finals] == ["failure"]
+    assert service.state in {"shutting-down", "terminated"}
+
+
 def active_timers(machine: Machine) -> list[str]:
     """Those that would power the machine off."""
     listed = machine.run(

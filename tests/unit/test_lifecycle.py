@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from agent_adapters.memory import Machine, RunnerScript
+from agent_adapters.memory import InMemoryLogSpool, Machine, RunnerScript
+from agent_adapters.wire import journal_from_json
 from agent_adapters.world import A_JOB, World
 from agent_core.ending import Outcome
 from agent_core.errors import (
@@ -46,6 +47,7 @@ from agent_core.model import (
     StopRequest,
 )
 from agent_core.phases import TRANSITIONS, Phase
+from agent_core.recovery import Death
 from agent_core.status import message_id
 from agent_core.testing.faults import FaultKind, Faults, faulty_ports
 from agent_core.testing.simulation import EPOCH, SimulatedCrashError, run
@@ -656,6 +658,55 @@ def test_reaped_before_it_took_its_job(journal: str | None) -> None:
     assert outcome is not None
     assert [message.status for message in world.notifier.received] == [Status.FAILURE]
     assert len(world.terminator.requests) == 1
+
+
+def test_what_the_queue_was_told_counts() -> None:
+    """An agent that ended by itself has reported, also where its journal could not be told of it."""
+    world = World()
+    live(world)
+    told = [message.status for message in world.notifier.received]
+    for journal in (None, "{", crashed_in(Phase.RUNNING)):
+        world.crash()
+        world.machine.journal = journal
+        run(lambda: world.reap(death=Death(is_certain=True, has_reported=True)))
+    assert [message.status for message in world.notifier.received] == told
+    assert len(world.terminator.requests) == 4
+
+
+def crashed_in(phase: Phase) -> str:
+    """The journal of an agent that died in the phase."""
+    world, journals = World(), list[str]()
+
+    def look(_event: Event) -> None:
+        journal = world.machine.journal
+        if journal is not None and journal_from_json(journal).phase is phase:
+            journals.append(journal)
+
+    run(lambda: world.agent(look).run())
+    return journals[0]
+
+
+@pytest.mark.parametrize("phase", [None, Phase.CONFIGURING, Phase.PROVISIONING])
+def test_reaped_after_a_signal_that_asks_to_stop(phase: Phase | None) -> None:
+    """It came before there was anyone to take it: an interruption all the same."""
+    world = World()
+    world.machine.journal = None if phase is None else crashed_in(phase)
+    run(lambda: world.reap(death=Death(cause="signal (killed TERM)", interrupted_by="SIGTERM")))
+    (message,) = world.notifier.received
+    assert (message.status, message.interrupted_by) == (Status.INTERRUPTED, "SIGTERM")
+
+
+def test_lines_of_an_agent_whose_journal_is_damaged() -> None:
+    """What its spool holds goes to the stream of the job that the config names; what it did is not known."""
+    world = World()
+    InMemoryLogSpool(machine=world.machine).push([LogEvent(int(EPOCH.timestamp() * 1000), "its last words")])
+    world.machine.journal = "{"
+    outcome = run(world.reap)
+    assert outcome is not None
+    assert world.log_sink.lines(outcome.stream or "")[0] == "its last words"
+    (message,) = world.notifier.received
+    assert message.job_ran is None
+    assert "its journal is lost" in (message.error or "")
 
 
 def test_reaped_without_a_config() -> None:

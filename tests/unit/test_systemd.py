@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_adapters.systemd import ServiceManager
+from agent_adapters.systemd import ServiceManager, death_of, ended_in_order
 from agent_core.events import Event, JobStarted, PhaseEntered, Warned
 from agent_core.phases import Phase
+from agent_core.recovery import Death
 from agent_core.testing.simulation import run
 
 # In production the connection is as old as the process.
@@ -45,26 +46,26 @@ def watched(seconds: float) -> ServiceManager:
     )
 
 
-def test_ready_and_status(systemd: socket.socket) -> None:
-    """It is up; then each thing that tells where it is."""
+def test_status(systemd: socket.socket) -> None:
+    """Each thing that tells where the life is."""
     manager = ServiceManager(os.environ)
     events: tuple[Event, ...] = (PhaseEntered(Phase.LISTENING), Warned("a detail"), JobStarted("bäu 漢字"))
-    manager.ready()
     for event in events:
         manager(event)
 
-    assert heard(systemd) == [["READY=1"], ["STATUS=phase listening"], ["STATUS=job 'bäu 漢字' runs"]]
+    assert heard(systemd) == [["STATUS=phase listening"], ["STATUS=job 'bäu 漢字' runs"]]
 
 
 @given(st.text(st.characters(exclude_categories=[])))
 def test_no_name_is_another_message(name: str) -> None:
     """Whatever a job is called, systemd hears one line of it."""
-    told: list[str] = []
-    manager = ServiceManager({})
-    manager._notify = told.append
-    manager(JobStarted(f"{name}\nWATCHDOG=1\rMAINPID=1"))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        manager = ServiceManager({})
+        manager._socket = ours
+        manager(JobStarted(f"{name}\nWATCHDOG=1\rMAINPID=1"))
 
-    (message,) = told
+        message = theirs.recv(65536).decode()
     assert message.startswith("STATUS=")
     assert len(message.splitlines()) == 1
 
@@ -73,7 +74,7 @@ def test_signs_of_life(systemd: socket.socket) -> None:
     """Four in the time that the watchdog allows, each of which keeps a stop from being cut short."""
     run(lambda: _feed(watched(60), [False] * 5))
 
-    assert heard(systemd) == [["WATCHDOG=1", "EXTEND_TIMEOUT_USEC=60000000"]] * 5
+    assert heard(systemd) == [["READY=1", "WATCHDOG=1", "EXTEND_TIMEOUT_USEC=60000000"]] * 5
 
 
 def test_no_sign_of_a_life_that_hangs(systemd: socket.socket) -> None:
@@ -128,14 +129,64 @@ def test_nobody_listens(address: str | None, monkeypatch: pytest.MonkeyPatch) ->
     if address is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
     manager = ServiceManager(os.environ)
-    manager.ready()
     manager(PhaseEntered(Phase.RUNNING))
+    run(lambda: _feed(manager, [False, False]))
 
 
 def test_a_service_manager_that_is_stuck(systemd: socket.socket) -> None:
-    """Nobody reads: what finds no room is not said, and nobody waits for it."""
+    """Nobody reads: a status that finds no room is not shown, and nobody waits for it."""
     manager = ServiceManager(os.environ)
     for _ in range(10_000):
-        manager.ready()
+        manager(PhaseEntered(Phase.RUNNING))
 
     assert heard(systemd)
+
+
+def test_a_flood_does_not_starve_the_watchdog(systemd: socket.socket) -> None:
+    """A sign of life that finds no room goes as soon as there is some."""
+
+    async def main() -> None:
+        manager = watched(60)
+        for _ in range(10_000):
+            manager(PhaseEntered(Phase.RUNNING))
+        feeding = asyncio.create_task(manager.feed_watchdog(lambda: False, print))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert all(message[0].startswith("STATUS=") for message in heard(systemd))
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(systemd, readable.set)
+        async with asyncio.timeout(10):  # the next beat is later
+            await readable.wait()
+        loop.remove_reader(systemd)
+        feeding.cancel()
+
+    asyncio.run(main())
+    assert heard(systemd) == [["READY=1", "WATCHDOG=1", "EXTEND_TIMEOUT_USEC=60000000"]]
+
+
+@pytest.mark.parametrize(
+    ("end", "death"),
+    [
+        ("watchdog killed KILL", Death(cause="watchdog (killed KILL)", is_certain=True)),
+        (
+            "signal killed TERM",
+            Death(cause="signal (killed TERM)", is_certain=True, interrupted_by="SIGTERM"),
+        ),
+        ("exit-code exited 69", Death(cause="exit-code (exited 69)", is_certain=True, has_reported=True)),
+        ("exit-code exited 1", Death(cause="exit-code (exited 1)", is_certain=True)),
+        ("exit-code exited 64", Death(cause="exit-code (exited 64)", is_certain=True)),
+        ("timeout", Death(cause="timeout", is_certain=True)),
+        ("", None),
+    ],
+)
+def test_death(end: str, death: Death | None) -> None:
+    """What systemd says of the agent's end is what its successor goes by."""
+    environ = dict(zip(("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"), end.split(), strict=False))
+
+    assert death_of(environ) == death
+    assert not ended_in_order(environ)
+
+
+def test_end_in_order() -> None:
+    """There is nothing to finish after exit status 0."""
+    assert ended_in_order({"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"})
