@@ -38,6 +38,13 @@ def test_times_are_the_policys(tmp_path: Path, settings: Settings) -> None:
     assert value_of(tmp_path, service, "ExecStopPost") == f"{COMMAND} reap"
 
 
+def test_what_a_job_can_do(tmp_path: Path) -> None:
+    """What bounds the unit bounds the job: containers reboot, packages load profiles, programs set alarms."""
+    list(install_units(tmp_path, COMMAND, [], Settings()))
+    dropped = value_of(tmp_path, UNITS[0], "CapabilityBoundingSet").removeprefix("~").split()
+    assert not {"CAP_SYS_BOOT", "CAP_MAC_ADMIN", "CAP_WAKE_ALARM"} & set(dropped)
+
+
 def test_again(tmp_path: Path) -> None:
     """What was there is replaced, and nothing is left beside it."""
     list(install_units(tmp_path, COMMAND, [], Settings()))
