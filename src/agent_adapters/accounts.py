@@ -17,6 +17,7 @@ __all__ = [
     "Account",
     "account_fault",
     "hand_over",
+    "own_variables",
     "runner_account",
     "runs_as_root",
     "switch_to",
@@ -46,7 +47,7 @@ class Account:
     @property
     def variables(self) -> Mapping[str, str]:
         """What a login would set."""
-        return {"HOME": self.home, "USER": self.name, "LOGNAME": self.name, "SHELL": self.shell}
+        return _login(self.name, self.home, self.shell)
 
 
 def runner_account(name: str | None) -> Account | None:
@@ -100,6 +101,19 @@ def user_name() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
+
+
+def own_variables() -> Mapping[str, str]:
+    """What a login as this process's own user would set; nothing where that has no entry."""
+    try:
+        entry = pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return {}
+    return _login(entry.pw_name, entry.pw_dir, entry.pw_shell or _DEFAULT_SHELL)
+
+
+def _login(name: str, home: str, shell: str) -> Mapping[str, str]:
+    return {"HOME": home, "USER": name, "LOGNAME": name, "SHELL": shell}
 
 
 def _entry(name: str) -> pwd.struct_passwd | None:

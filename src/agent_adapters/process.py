@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import define, evolve, field
 
-from agent_adapters.accounts import Account, hand_over, uid_of, why_unreachable
+from agent_adapters.accounts import Account, hand_over, own_variables, uid_of, why_unreachable
 from agent_adapters.child import Child
 from agent_adapters.descendants import RunnerProcesses, kill
 from agent_adapters.host import process_table
@@ -69,6 +69,7 @@ def runner_environment(environ: Mapping[str, str], account: Account | None = Non
     own = {"PATH": _DEFAULT_PATH, "LANG": "C.UTF-8"} | inherited
     if account is not None:
         return own | dict(account.variables)
+    own = {**own_variables(), **own}  # systemd sets none of them for a service of root's
     return own | ({"RUNNER_ALLOW_RUNASROOT": "1"} if os.geteuid() == 0 else {})
 
 

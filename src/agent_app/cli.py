@@ -19,7 +19,7 @@ from agent_app.display import Aside, Unseen
 from agent_app.exit_status import ExitStatus, exit_status
 from agent_app.identity import identified, metadata_of
 from agent_app.running import live, reap
-from agent_app.settings import Loaded, Settings, add_arguments, describe, flags_of, load
+from agent_app.settings import Loaded, Settings, add_arguments, describe, flags_of, load, secret_flags
 from agent_core import __version__
 from agent_core.ending import Outcome
 from agent_core.errors import AgentAliveError, SettingsError
@@ -29,6 +29,7 @@ from agent_core.recovery import Death
 __all__ = ["main"]
 
 _UNIT_DIR = Path("/etc/systemd/system")
+_UNIT_VARIABLES = Path("/etc/runs-fleet/agent.env")
 _ABOUT = "Turns this machine into a GitHub Actions runner for exactly one job, then makes it disappear."
 
 _Command = Callable[[argparse.Namespace, Loaded, Sequence[signal.Signals]], ExitStatus]
@@ -197,6 +198,9 @@ def _install_units(
 
     command = shutil.which(sys.argv[0])
     errors = [*loaded.errors]
+    for flag, variable in secret_flags(vars(parsed), loaded.settings).items():
+        fix = f"put {variable} into {_UNIT_VARIABLES} (mode 0600)"
+        errors.append(f"{flag}: everybody may read the units, and this may be secret; {fix}")
     if command is None:
         errors.append(f"{sys.argv[0]}: systemd cannot start this; call the installed command by its path")
     if command is None or errors:
@@ -209,7 +213,7 @@ def _install_units(
         reason = f"{parsed.unit_dir} cannot be written ({exc.strerror})"
         return _refuse(ExitStatus.CONFIG, f"--unit-dir: {reason}; be root, or name another folder")
     if not loaded.settings.poweroff:
-        _tell("the power-off is not armed: RUNS_FLEET_POWEROFF=1 in /etc/runs-fleet/agent.env arms it")
+        _tell(f"the power-off is not armed: RUNS_FLEET_POWEROFF=1 in {_UNIT_VARIABLES} arms it")
     _tell(
         "next: systemctl daemon-reload && systemctl enable runs-fleet-agent runs-fleet-agent-poweroff.timer"
     )

@@ -34,6 +34,7 @@ __all__ = [
     "describe",
     "flags_of",
     "load",
+    "secret_flags",
 ]
 
 Profile = Literal["aws", "local"]
@@ -73,6 +74,10 @@ class _Kind:
     def show(self, value: object) -> str:
         return "unset" if value in (None, ()) else self.render(value)
 
+    def is_secret(self, value: object) -> bool:
+        """Whether `show` hides some of the value."""
+        return isinstance(value, str) and self.render(value) != value
+
 
 @frozen
 class _Veiled(_Kind):
@@ -83,6 +88,9 @@ class _Veiled(_Kind):
 
     def fault(self, _: Any, error: BaseException, /) -> str:
         return f"{error}; it takes {self.takes}"
+
+    def is_secret(self, _: object) -> bool:
+        return True
 
 
 def _amount(one: Any, unit: str, least: str, lowest: Any, highest: Any, *, decimals: bool = False) -> _Kind:
@@ -337,6 +345,12 @@ def flags_of(parsed: Mapping[str, Any]) -> list[str]:
     paths = {"config_file"} | {name for name, row in _TABLE.items() if row.kind is _PATH}
     absolute = {name: str(Path(text).absolute()) if name in paths else text for name, text in texts.items()}
     return [word for name, text in absolute.items() for word in (_flag(name), text)]
+
+
+def secret_flags(parsed: Mapping[str, Any], settings: Settings) -> dict[str, str]:
+    """Give the flags that were given with what nobody else may read, each with its variable."""
+    given = [n for n, row in _TABLE.items() if n in parsed and row.kind.is_secret(getattr(settings, n))]
+    return {_names(n)[0]: _names(n)[1] for n in given}
 
 
 def _flag(name: str) -> str:

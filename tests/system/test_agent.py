@@ -16,10 +16,14 @@ MOST_EXPOSED = {SERVICE: 9.6, POWER_OFF: 2.0}
 
 
 def test_a_job(service: Service) -> None:
-    """From the start to a clean end: systemd knows where it is, and what stands behind it does nothing."""
+    """From the start to a clean end: systemd knows where it is, and what stands behind it does nothing.
+
+    The job is root's, and finds itself at home.
+    """
     instance = service.instance
+    service.configure(RUNS_FLEET_RUNNER_USER="root")
     instance.put_config()
-    instance.publish(job=instance.until_go)
+    instance.publish(job='echo "login: $HOME $USER"\n' + instance.until_go)
     with service.machine.follow(SERVICE) as journal:
         service.begin()
         journal.wait_for("job 'sample' runs")
@@ -34,6 +38,7 @@ def test_a_job(service: Service) -> None:
     assert service.state in {"shutting-down", "terminated"}
     assert len(instance.aws.terminations) == 1
     assert "the agent died" not in service.journal
+    assert f"login: {Path('~root').expanduser()} root" in service.journal
     assert service.machine.show(POWER_OFF, "InvocationID") == ""
 
 

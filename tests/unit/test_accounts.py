@@ -25,6 +25,7 @@ from agent_adapters.accounts import (
     user_name,
     why_unreachable,
 )
+from agent_adapters.process import runner_environment
 from agent_adapters.removal import remove_tree
 from agent_core.errors import RunnerUnavailableError
 from support.users import NOBODY, OTHER_GROUP, needs_root, open_folder
@@ -104,6 +105,24 @@ def test_what_a_login_sets(become: Callable[..., None]) -> None:
 
     assert account == Account("ci", CI, CI + 1, (CI + 1,), "/home/ci", "/bin/sh")
     assert account.variables == {"HOME": "/home/ci", "USER": "ci", "LOGNAME": "ci", "SHELL": "/bin/sh"}
+
+
+@pytest.mark.parametrize("uid", [0, CI])
+def test_a_runner_of_the_agents_own_user(become: Callable[..., None], uid: int) -> None:
+    """Its login's variables do not hang on what started the agent; what is set there counts."""
+    become(uid)
+    name = "root" if uid == 0 else "ci"
+    login = {"HOME": f"/home/{name}", "USER": name, "LOGNAME": name, "SHELL": "/bin/sh"}
+
+    assert runner_environment({"AWS_REGION": "x"}).items() >= login.items()
+    assert runner_environment({"HOME": "/x"}).items() >= (login | {"HOME": "/x"}).items()
+
+
+def test_a_runner_of_a_user_without_an_entry(become: Callable[..., None]) -> None:
+    """It has what the agent has."""
+    become(4713)
+
+    assert runner_environment({"HOME": "/x"}).keys() == {"HOME", "LANG", "PATH"}
 
 
 @needs_root

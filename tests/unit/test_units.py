@@ -38,6 +38,13 @@ def test_times_are_the_policys(tmp_path: Path, settings: Settings) -> None:
     assert value_of(tmp_path, service, "ExecStopPost") == f"{COMMAND} reap"
 
 
+def test_what_a_job_can_do(tmp_path: Path) -> None:
+    """What bounds the unit bounds the job: containers reboot, packages load profiles, programs set alarms."""
+    list(install_units(tmp_path, COMMAND, [], Settings()))
+    dropped = value_of(tmp_path, UNITS[0], "CapabilityBoundingSet").removeprefix("~").split()
+    assert not {"CAP_SYS_BOOT", "CAP_MAC_ADMIN", "CAP_WAKE_ALARM"} & set(dropped)
+
+
 def test_again(tmp_path: Path) -> None:
     """What was there is replaced, and nothing is left beside it."""
     list(install_units(tmp_path, COMMAND, [], Settings()))
@@ -77,10 +84,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_flags_stand_in_the_unit(tmp_path: Path, installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The agent is started with what install-units was told; what is next is said."""
     folder = tmp_path / "units"
-    words = f"install-units --unit-dir {folder} --state-dir here --max-runtime 60 --job-environment"
-    assert cli.main([*words.split(), "A='$x %'"]) == 0
+    words = f"install-units --unit-dir {folder} --runner-dir here --max-runtime 60 --state-dir"
+    assert cli.main([*words.split(), "'$x %'"]) == 0
 
-    flags = f"""--state-dir {Path.cwd()}/here --max-runtime 60 --job-environment "A='$$x %%'\""""
+    flags = f"""--runner-dir {Path.cwd()}/here --max-runtime 60 --state-dir "{Path.cwd()}/'$$x %%'\""""
     assert sorted(value_of(folder, UNITS[0], "ExecStart").split(" --")) == sorted(
         f"{installed} run {flags}".split(" --")
     )
@@ -97,6 +104,34 @@ def test_bad_settings_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert cli.main(["install-units", "--unit-dir", str(folder), "--max-runtime", "soon"]) == 78
     assert "--max-runtime: 'soon' is not" in capsys.readouterr().err
     assert not folder.exists()
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [("--job-environment", "TOKEN=hunter2"), ("--github-url", "https://user:hunter2@github.com")],
+)
+def test_secrets_are_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, text: str
+) -> None:
+    """Everybody may read a unit; the error has the fix, and not the secret."""
+    folder = tmp_path / "units"
+    assert cli.main(["install-units", "--unit-dir", str(folder), "--max-runtime", "60", flag, text]) == 78
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{flag}: everybody may read the units" in said
+    assert f"put RUNS_FLEET_{flag[2:].upper().replace('-', '_')} into /etc/runs-fleet/agent.env" in said
+    assert "hunter2" not in said
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("installed")
+def test_secrets_that_no_flag_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable is not written; a URL without a password is no secret."""
+    monkeypatch.setenv("RUNS_FLEET_JOB_ENVIRONMENT", "TOKEN=hunter2")
+    flag = ["--github-url", "https://github.example"]
+    assert cli.main(["install-units", "--unit-dir", str(tmp_path), *flag]) == 0
+    assert value_of(tmp_path, UNITS[0], "ExecStart").endswith(" run --github-url https://github.example")
+    assert not [path for path in tmp_path.glob("*.*") if "hunter2" in path.read_text()]
 
 
 @pytest.mark.usefixtures("installed")
