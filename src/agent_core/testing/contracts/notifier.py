@@ -231,5 +231,6 @@ class NotifierContract(Contract, ABC):
         await eventually(NotifierUnavailableError, lambda: notifier.send(_STARTED, None))
 
         received = [_read(document) for document in self.received()]
-        assert received[-1] == _expected(_STARTED)
-        assert received[:-1] == [_expected(_FULL)] * (len(received) - 1)
+        # A cancelled one may be under way for longer than this one takes.
+        assert received.count(_expected(_STARTED)) == 1
+        assert received.count(_expected(_FULL)) == len(received) - 1
