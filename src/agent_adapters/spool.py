@@ -38,7 +38,7 @@ class _Segment:
 class FileLogSpool(LogSpool):
     """Each push is a file of mode 0600; its name has its place in the order, and how many events it has.
 
-    A file goes when the last of its events is popped: a process that dies before leaves all of them to its
+    A file goes when the last of its events is forgotten: a process that dies before leaves all of them to its
     successor. Nothing is synced: what is spooled outlives the process, not the machine.
 
     Args:
@@ -49,6 +49,10 @@ class FileLogSpool(LogSpool):
     def __init__(self, folder: Path, max_bytes: int = _MAX_BYTES) -> None:
         self._folder, self._max_bytes = folder, max_bytes
         self._segments: deque[_Segment] = deque()
+        self._popped: deque[_Segment] = deque()
+        """Those before them, of which something is not yet forgotten."""
+        self._forgotten = 0
+        """So many of the first that there is, popped or not."""
         self._read: deque[tuple[int, str]] = deque()
         """Times and texts of the first segment that are not yet popped; empty: it has not been read."""
         self._count = self._bytes = self._last_number = 0
@@ -85,16 +89,25 @@ class FileLogSpool(LogSpool):
                 except (OSError, ValueError, TypeError, RecursionError) as exc:
                     if popped:
                         break  # to be told the next time
-                    self._count -= self._segments[0].events
-                    raise SpoolError(f"{self._drop_first()}: {exc}") from exc
+                    lost = self._segments.popleft()
+                    self._count -= lost.events
+                    self._remove(lost)
+                    raise SpoolError(f"{lost.path}: {exc}") from exc
             while self._read:
                 total += text_bytes(self._read[0][1])
                 if popped and total > max_bytes:
                     return popped
                 popped.append(LogEvent(*self._read.popleft()))
                 self._count -= 1
-            self._drop_first()
+            self._popped.append(self._segments.popleft())
         return popped
+
+    def forget(self, count: int) -> None:
+        self._forgotten += count
+        while self._popped and self._forgotten >= self._popped[0].events:
+            segment = self._popped.popleft()
+            self._forgotten -= segment.events
+            self._remove(segment)
 
     def __len__(self) -> int:
         return self._count
@@ -118,8 +131,9 @@ class FileLogSpool(LogSpool):
         except OSError as exc:
             raise SpoolError(f"{self._folder}: {exc.strerror}") from exc
         self._segments.clear()
+        self._popped.clear()
         self._read.clear()
-        self._count = self._bytes = 0
+        self._count = self._bytes = self._forgotten = 0
         self._is_own = True
 
     def _found(self) -> list[_Segment]:
@@ -144,12 +158,10 @@ class FileLogSpool(LogSpool):
         self._count += segment.events
         self._bytes += segment.bytes
 
-    def _drop_first(self) -> Path:
-        segment = self._segments.popleft()
+    def _remove(self, segment: _Segment) -> None:
         self._bytes -= segment.bytes
         with suppress(OSError):  # it only keeps its room
             segment.path.unlink()
-        return segment.path
 
 
 def _write(path: Path, content: bytes) -> None:

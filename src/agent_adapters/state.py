@@ -36,8 +36,8 @@ class StateLock:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+        except (BlockingIOError, PermissionError):
+            return False  # of the latter, somebody else's who is more than this one
         except OSError:
             # A full or read-only disk must not keep an agent from terminating its instance.
             return True
@@ -98,7 +98,7 @@ class FileJournal(Journal):
         finally:
             os.close(descriptor)
         before.unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # there is none yet, or no such links here: then there is no spare
             before.hardlink_to(self._path)
         spare.replace(self._path)
         with suppress(FileNotFoundError):

@@ -42,7 +42,6 @@ __all__ = [
     "PowerOffTimer",
     "ServiceManager",
     "death_of",
-    "ended_in_order",
     "is_service_running",
     "power_off_after",
 ]
@@ -55,8 +54,6 @@ _AS_THE_TIMER_HAS_IT: Final = ("--timer-property=OnUnitInactiveSec=600", "--time
 _POWER_OFF_MARGIN_SECONDS: Final = 600.0
 """For the boot before the agent, and a successor after it."""
 _RUNNING: Final = frozenset({"active", "activating", "deactivating", "reloading"})
-_AT_ITS_END: Final = frozenset({"69", "70", "75", "78"})
-"""Exit statuses of an agent that has come to its own end, and could not do all that belongs to it."""
 _ASKING_TO_STOP: Final = frozenset({"TERM", "INT", "HUP", "QUIT"})
 _CALL_SECONDS: Final = 30.0
 """One word to systemd, on a machine that boots."""
@@ -162,7 +159,8 @@ class PowerOffTimer:
         needed = power_off_after(life_seconds(limits))
         if self._after is not None and needed > self._after:
             self._after = needed
-            try_spawn("power-off timer", partial(self._move, needed))
+            if not try_spawn("power-off timer", partial(self._move, needed)):
+                self._warn("there is no thread to move it")
 
     def _move(self, seconds: int) -> None:
         """Starts the later timer before it stops the earlier one: there is always one."""
@@ -173,11 +171,13 @@ class PowerOffTimer:
                 if seconds != self._after:
                     return  # another move has come before this one
                 _call("systemd-run", "--quiet", *later, "systemctl", "start", "--no-block", POWER_OFF_SERVICE)
-                _call("systemctl", "stop", self._timer)
-                self._timer = f"{name}.timer"
+                earlier, self._timer = self._timer, f"{name}.timer"
+                _call("systemctl", "stop", earlier)
         except (OSError, subprocess.SubprocessError) as exc:
-            told = getattr(exc, "stderr", None) or str(exc)
-            self._tell(Warned(f"{self._timer} may end the job before its time: {told.strip()}"))
+            self._warn(getattr(exc, "stderr", None) or str(exc))
+
+    def _warn(self, reason: str) -> None:
+        self._tell(Warned(f"{POWER_OFF_TIMER} may end the job before its time: {reason.strip()}"))
 
 
 def power_off_after(life_seconds: float) -> int:
@@ -196,18 +196,14 @@ def death_of(environ: Mapping[str, str]) -> Death | None:
     result, code, status = (environ.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
     if not result:
         return None
+    exited = status if code == "exited" else ""
     return Death(
         cause=f"{result} ({code} {status})" if code else result,
-        is_certain=True,
-        has_reported=code == "exited" and status in _AT_ITS_END,
+        # One that refused to start since another agent works here has said nothing of that one.
+        is_certain=bool(code) and exited != "64",
+        is_in_order=result == "success" and exited == "0",
         interrupted_by=f"SIG{status}" if code == "killed" and status in _ASKING_TO_STOP else None,
     )
-
-
-def ended_in_order(environ: Mapping[str, str]) -> bool:
-    """Whether systemd says that the service's main process has come to its end with exit status 0."""
-    end = [environ.get(name) for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS")]
-    return end == ["success", "exited", "0"]
 
 
 def is_service_running() -> bool:
@@ -230,8 +226,10 @@ def _beat_seconds(environ: Mapping[str, str]) -> float:
 def _socket() -> socket.socket | None:
     """The way to systemd; None: there is none, whatever the environment says."""
     # Imported here since nobody else needs it.
-    from sdnotify import SystemdNotifier  # noqa: PLC0415
-
+    try:
+        from sdnotify import SystemdNotifier  # noqa: PLC0415
+    except Exception:  # noqa: BLE001 - without a sign of life there is still a life, or a successor
+        return None
     connected: socket.socket | None = SystemdNotifier().socket
     if connected is not None:
         # A service manager that is stuck must not hold up the loop.

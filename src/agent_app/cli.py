@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from agent_adapters.accounts import account_fault
 from agent_adapters.host import why_unwritable
-from agent_adapters.systemd import death_of, ended_in_order, is_service_running
+from agent_adapters.systemd import death_of, is_service_running
 from agent_adapters.wire import message_to_json
 from agent_app.container import container_of
 from agent_app.display import Aside, Unseen
@@ -115,10 +115,8 @@ def _run(parsed: argparse.Namespace, loaded: Loaded, early: Sequence[signal.Sign
 
 def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Signals]) -> ExitStatus:
     settings = loaded.settings
-    if ended_in_order(os.environ):
-        # The instance was asked to terminate, or the status would be another; the journal need not say so.
-        return ExitStatus.OK
-    if settings.profile == "aws" and "INVOCATION_ID" not in os.environ and is_service_running():
+    death = Death(cause=parsed.fault) if parsed.fault else death_of(os.environ)
+    if settings.profile == "aws" and death is None and is_service_running():
         # Called by hand, maybe without the service's settings: reap comes after it by itself.
         _tell("the service runs: there is nothing to finish")
         return ExitStatus.OK
@@ -132,8 +130,7 @@ def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Si
     for error in loaded.errors:
         display(Warned(error))
     container = container_of(settings, display, os.environ)
-    death = Death(cause=parsed.fault) if parsed.fault else death_of(os.environ) or Death()
-    outcome = reap(container, death)
+    outcome = reap(container, death or Death())
     shown = outcome is None or display.close(outcome, _files(settings, outcome))
     status = ExitStatus.OK if outcome is None else exit_status(outcome)
     return _ended(status if parsed.fault is None else ExitStatus.SOFTWARE, shown=shown)

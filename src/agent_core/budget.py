@@ -13,8 +13,11 @@ from agent_core.phases import Phase
 from agent_core.policy import (
     CALL_SECONDS,
     EXIT_SECONDS,
+    KILL_CALL_SECONDS,
     LAST_LOOK_SECONDS,
     POWER_OFF_SECONDS,
+    TERMINATE_CALL_SECONDS,
+    WORKER_LOOK_SECONDS,
     longest_wait,
     phase_seconds,
 )
@@ -107,15 +110,29 @@ _OVERDUE_SECONDS: Final = 60.0
 of the journal and the 2 s that a call may take to unwind when it is given up, comes to less."""
 
 
+def _usual(*steps: EndingStep) -> float:
+    return sum(step_seconds(step, None) for step in steps)
+
+
+_STOPPING_SECONDS: Final = (
+    CALL_SECONDS  # the request to the runner
+    + WORKER_LOOK_SECONDS
+    + _usual(EndingStep.KILL, EndingStep.OUTPUT)
+    + KILL_CALL_SECONDS  # a try that begins before the step is over
+    + _usual(EndingStep.OUTPUT)  # the runner's exit
+)
+"""STOPPING, beside the runner's grace."""
+
+
 def longest_seconds(phase: Phase, limits: Limits) -> float:
     """No life is longer in the phase, with every bound in it reached."""
     longest = {
         Phase.LISTENING: longest_wait(limits).total_seconds() + _start_seconds(limits),
         Phase.RUNNING: limits.max_runtime.total_seconds() + EXIT_SECONDS,
-        Phase.STOPPING: limits.shutdown_grace.total_seconds() + _usual(EndingStep.KILL, EndingStep.OUTPUT),
+        Phase.STOPPING: limits.shutdown_grace.total_seconds() + _STOPPING_SECONDS,
         Phase.REPORTING: _usual(EndingStep.UPLOAD, EndingStep.DELIVER, EndingStep.SEND),
         Phase.CLEANING: _usual(EndingStep.CLEAN),
-        Phase.TERMINATING: _usual(EndingStep.TERMINATE) + POWER_OFF_SECONDS,
+        Phase.TERMINATING: _usual(EndingStep.TERMINATE) + TERMINATE_CALL_SECONDS + POWER_OFF_SECONDS,
         Phase.TERMINATED: 0.0,
     }
     return longest[phase] if phase in longest else phase_seconds(phase, limits)
@@ -124,10 +141,6 @@ def longest_seconds(phase: Phase, limits: Limits) -> float:
 def _start_seconds(limits: Limits) -> float:
     """A request to stop waits for a start of the runner, or a second registration, that is under way."""
     return phase_seconds(Phase.REGISTERING, limits) + CALL_SECONDS
-
-
-def _usual(*steps: EndingStep) -> float:
-    return sum(step_seconds(step, None) for step in steps)
 
 
 def is_overdue(phase: Phase, seconds: float, limits: Limits) -> bool:

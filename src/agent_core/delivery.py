@@ -73,7 +73,9 @@ class LogDelivery:
         self._memory_bytes = memory_bytes
         self._waiting: deque[Batch] = deque()
         """What goes next, older than what is in the spool; the last one grows."""
-        self._waiting_bytes = 0
+        self._waiting_bytes = self._entered = self._left = 0
+        self._unspooled: deque[tuple[int, int]] = deque()
+        """For each part from the spool: how many lines had entered with its last one, and how many it is."""
         self._held = Batch(_moment())
         """What goes to the spool next."""
         self._last_stamp = self._spooled_stamp = 0
@@ -122,7 +124,7 @@ class LogDelivery:
         self._accepted += recovered
         written = [*self._waiting, self._held]
         self._waiting.clear()
-        self._waiting_bytes = 0
+        self._waiting_bytes = self._entered = 0
         self._ripe.clear()
         self._held = Batch(_moment())
         for event in chain.from_iterable(written):
@@ -185,6 +187,7 @@ class LogDelivery:
             waiting.append(Batch(_moment()))
         waiting[-1].add(stamp, text, size)
         self._waiting_bytes += size
+        self._entered += 1
         if self._is_ripe:
             self._ripe.set()
 
@@ -215,7 +218,9 @@ class LogDelivery:
         while len(self._spool) and not self._is_ripe:
             before = len(self._spool)
             try:
-                self._append_all(self._spool.pop(_UNSPOOL_BYTES))
+                popped = self._spool.pop(_UNSPOOL_BYTES)
+                self._append_all(popped)
+                self._unspooled.append((self._entered, len(popped)))
             except Exception as exc:  # noqa: BLE001 - an adapter's own fault, too, costs lines and no more
                 error, gone = exc, before - len(self._spool)
                 lost += gone
@@ -255,11 +260,18 @@ class LogDelivery:
         await self._unspool()
         while batch := self._next_batch():
             await self._deliver(stream, batch)
+            self._forget(len(batch))
             await self._unspool()
             if not (self._closing.is_set() or self._ripe.is_set()):
                 break
         if not (self._waiting or len(self._spool)):
             self._some.clear()
+
+    def _forget(self, count: int) -> None:
+        """Lets the spool forget what has left the queue: until then it would come again after a crash."""
+        self._left += count
+        while self._unspooled and self._unspooled[0][0] <= self._left:
+            self._spool.forget(self._unspooled.popleft()[1])
 
     def _next_batch(self) -> Sequence[LogEvent]:
         if not self._waiting:

@@ -111,7 +111,8 @@ class Ending:
             await self._step(life.enter(Phase.STOPPING))
             await self._step(leave_no_process(life, life.record.runner))
         await self._step(life.enter(Phase.REPORTING))
-        await self._step(self._report(observed, measured))
+        await self._step(self._deliver_logs(observed, measured))
+        await self._step(self._send(observed))
         if life.record.installed and life.step_seconds(EndingStep.CLEAN):
             await self._step(self._clean())
         await self._step(life.enter(Phase.TERMINATING))
@@ -132,18 +133,18 @@ class Ending:
         except Exception as exc:  # noqa: BLE001 - whatever fails here, the instance must go
             self._life.fail(exc)
 
-    async def _report(self, observed: Observed, measured: Mapping[str, object]) -> None:
-        """Concludes, once, and in the journal before anyone hears of it; then delivers logs, and sends."""
+    async def _deliver_logs(self, observed: Observed, measured: Mapping[str, object]) -> None:
+        """Concludes, once, and in the journal before anyone hears of it; then delivers logs."""
         life = self._life
         conclude(life, observed, measured)
         await life.chronicle.save()
         log_upload = await upload_runner_logs(life, life.step_seconds(EndingStep.UPLOAD))
         stats = await life.delivery.drain(STALL_SECONDS, life.step_seconds(EndingStep.DELIVER))
         life.emit(LogsDrained(stats))
-        if life.record.final is None:
-            return
         final = life.record.final
-        if final.log_lines_accepted is None:  # or a dead agent has told already, and a repeat says the same
+        if (
+            final is not None and final.log_lines_accepted is None
+        ):  # or a dead agent has told already, and a repeat says the same
             final = evolve(
                 final,
                 log_upload=log_upload,
@@ -153,7 +154,12 @@ class Ending:
                 log_lines_dropped=stats.dropped,
             )
             await life.chronicle.save(final=final)
-        await self._messenger.send_final(final, life.step_seconds(EndingStep.SEND))
+
+    async def _send(self, observed: Observed) -> None:
+        conclude(self._life, observed)
+        if self._life.record.final is not None:
+            seconds = self._life.step_seconds(EndingStep.SEND)
+            await self._messenger.send_final(self._life.record.final, seconds)
 
     async def _clean(self) -> None:
         life = self._life

@@ -24,7 +24,7 @@ from agent_core.phases import Phase
 from agent_core.policy import phase_seconds
 from agent_core.ports import Ports
 from agent_core.provisioning import provision
-from agent_core.recovery import Remains, adopt, inspect, observed_of
+from agent_core.recovery import Remains, adopt, inspect, observed_of, without_journal
 from agent_core.registration import job_environment_for, registration_for
 from agent_core.status import Observed
 from agent_core.supervision import Supervision
@@ -153,7 +153,11 @@ class Agent:
         """Looks at the host, and at what an earlier agent left here."""
         life = self._life
         sample = await self._host_watch.look()
-        remains, record = await inspect(life)
+        try:
+            remains, record = await inspect(life)
+        except Exception as exc:
+            self._inherited = without_journal(life, exc)
+            raise
         if remains is Remains.ALIVE and record is not None:
             raise AgentAliveError(f"the agent with process ID {record.agent and record.agent.pid} works here")
         if remains is Remains.UNFINISHED and record is not None:

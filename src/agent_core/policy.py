@@ -1,4 +1,4 @@
-"""Every rule about time: pure functions and literal tables, in seconds of the event loop's clock.
+"""The rules about single waits, tries and watches: pure functions and tables, in seconds of the loop's clock.
 
 Nothing here waits. `lifecycle`, `supervision`, `ending` and `delivery` ask, and wait.
 """

@@ -227,7 +227,7 @@ class LogSink(Protocol):
 class LogSpool(Protocol):
     """Holds what does not fit into memory, first in, first out. Local and quick, so not a coroutine.
 
-    What it holds outlives the process, with some of what was popped last, maybe. It begins empty: what an
+    What it holds outlives the process, and what was popped until it is forgotten. It begins empty: what an
     earlier life left is gone with the first push, unless it was recovered before.
     """
 
@@ -265,8 +265,15 @@ class LogSpool(Protocol):
         """
         ...
 
+    def forget(self, count: int) -> None:
+        """The oldest `count` of the events that were popped are in good hands: no successor needs them.
+
+        It may have some all the same. They take up room until then.
+        """
+        ...
+
     def __len__(self) -> int:
-        """How many events it holds."""
+        """How many events there are to be popped."""
         ...
 
 

@@ -18,10 +18,10 @@ from agent_core.messenger import Messenger
 from agent_core.model import JournalRecord, StopReason, StopRequest
 from agent_core.policy import CALL_SECONDS, JOURNAL_LOAD_SECONDS, JOURNAL_LOADS
 from agent_core.ports import HostProbe, Ports
-from agent_core.status import Observed, message_id
+from agent_core.status import Observed
 from agent_core.taking import look_for_job
 
-__all__ = ["Death", "Remains", "adopt", "inspect", "judge", "observed_of", "reap"]
+__all__ = ["Death", "Remains", "adopt", "inspect", "judge", "observed_of", "reap", "without_journal"]
 
 _SAME_BOOT: Final = timedelta(seconds=60)
 """The moment of a boot is reckoned from the wall clock, which may be set right after it."""
@@ -46,8 +46,8 @@ class Death:
     """In words."""
     is_certain: bool = False
     """Whoever watched it says so."""
-    has_reported: bool = False
-    """It came to its own end, and has told the queue what there was to tell, whatever the journal knows."""
+    is_in_order: bool = False
+    """It came to its end, and the request to terminate was accepted."""
     interrupted_by: str | None = None
     """A signal that asks to stop, which came before there was anyone to take it."""
 
@@ -76,9 +76,14 @@ def judge(record: JournalRecord | None, instance_id: str, host: HostProbe) -> Re
         return Remains.ALIVE
     if record.instance_id != instance_id:
         return Remains.FOREIGN
-    if record.terminated:
+    if record.terminated and _is_told(record):
         return Remains.ENDED
     return Remains.JOBLESS if record.job_id is None else Remains.UNFINISHED
+
+
+def _is_told(record: JournalRecord) -> bool:
+    """Whether the queue waits for nothing."""
+    return record.final is None or record.final.message_id in record.confirmed
 
 
 async def inspect(life: Life) -> tuple[Remains, JournalRecord | None]:
@@ -153,12 +158,10 @@ def observed_of(record: JournalRecord, death: Death = _UNKNOWN) -> Observed:
     )
 
 
-def _leave_it_at_that(life: Life) -> None:
-    """What the queue was told counts, also where the journal could not be told of it."""
-    job_id, final = life.record.job_id, life.record.final
-    if job_id is not None and final is None:
-        told = message_id(life.record.instance_id, job_id, "final")
-        life.chronicle.note(confirmed=(*life.record.confirmed, told))
+def without_journal(life: Life, exc: Exception, death: Death = _UNKNOWN) -> Observed:
+    """What a successor knows of a life whose journal it cannot read; it takes over what that has spooled."""
+    life.delivery.recover()
+    return Observed(stop=death.stop, job_ran=None, error=death.at(f"and its journal is lost ({exc})"))
 
 
 async def reap(
@@ -180,20 +183,19 @@ async def reap(
         remains, record = await inspect(life)
     except Exception as exc:  # noqa: BLE001 - without a journal there is still an instance to end
         life.fail(exc)
-        observed = Observed(stop=death.stop, job_ran=None, error=death.at(f"and its journal is lost ({exc})"))
-        life.delivery.recover()
+        observed = without_journal(life, exc, death)
     else:
         if remains in {Remains.ENDED, Remains.ALIVE}:
             return None
+        if death.is_in_order and (record is None or _is_told(record)):
+            return None  # whatever the journal says: a full disk may have kept it from the end
         if remains in {Remains.JOBLESS, Remains.UNFINISHED} and record is not None:
             observed = observed_of(record, death)
             adopt(life, record)
             if record.job_id is not None:
                 life.delivery.recover()
                 life.delivery.open(record.stream)
-    if death.has_reported:
-        _leave_it_at_that(life)
-    elif life.record.job_id is None:
+    if life.record.job_id is None:
         await look_for_job(life)
     # At once, or a successor of this one would tell of this one's death.
     conclude(life, observed)

@@ -189,8 +189,7 @@ class Supervision:
         """One request to the runner, its grace, and then the end of whatever is left."""
         await self._life.enter(Phase.STOPPING)
         if self._exit is not None and not self._exit.done():
-            await self._interrupt()
-            await self._grant_grace(self._exit)
+            await self._guarded(self._end_by_itself(self._exit))
         await self._finish_start()
         if self._exit is None:
             return
@@ -199,6 +198,10 @@ class Supervision:
             await abandon(self._exit)
         elif not self._exit.cancelled() and self._exit.exception() is None:
             self.exit_code = self._exit.result()
+
+    async def _end_by_itself(self, exit_: asyncio.Task[int]) -> None:
+        await self._interrupt()
+        await self._grant_grace(exit_)
 
     async def _interrupt(self) -> None:
         seconds = min(CALL_SECONDS, max(1.0, self._grace_seconds(0.0)))

@@ -78,7 +78,7 @@ class TestFileLogSpool(LogSpoolContract):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert stat.S_IMODE(self.folder.stat().st_mode) == 0o700
 
-    def test_what_is_popped_leaves_the_disk(self) -> None:
+    def test_what_is_forgotten_leaves_the_disk(self) -> None:
         """A push's file goes with the last of its events: until then a crash repeats it."""
         spool = self.make(1000)
         for start in (0, 2):
@@ -88,8 +88,11 @@ class TestFileLogSpool(LogSpoolContract):
         for _ in range(4):
             spool.pop(1)
             left.append(len(self.files))
+        for _ in range(4):
+            spool.forget(1)
+            left.append(len(self.files))
 
-        assert left == [2, 1, 1, 0]
+        assert left == [2, 2, 2, 2, 2, 1, 1, 0]
 
     def test_a_disk_that_fills_up_takes_none_of_the_events(self) -> None:
         """What was written of them before it was full is nowhere, nor does it spoil what comes after."""
@@ -151,6 +154,7 @@ class TestFileLogSpool(LogSpoolContract):
         with pytest.raises(SpoolError):
             spool.pop(1000)
         assert (len(spool), spool.pop(1000), len(spool)) == (1, [LogEvent(0, "after")], 0)
+        spool.forget(2)
         assert self.files == []
 
     def test_foreign_files_are_left_alone(self) -> None:

@@ -131,16 +131,17 @@ class Machine:
 
     def wait_until_over(self, unit: str) -> None:
         """Returns when the unit is inactive or failed."""
-        # What PID 1 says of a change it says before it answers anybody else. The last line that there is
-        # comes too: it may have been the one that counts.
-        begun, state = monotonic(), ""
-        with self._following("--lines", "1", "_PID=1", f"UNIT={unit}") as journal:
-            for _ in chain([""], journal.lines()):
-                state = self.show(unit, "ActiveState")
-                if state in {"inactive", "failed"}:
-                    return
-        seconds = monotonic() - begun
-        raise AssertionError(f"{unit} is {state}, not over, after {seconds:.0f} s:\n{self.journal()}")
+        # What PID 1 says of a change it says before it answers anybody else, so each of its lines is a moment
+        # to look. A follower that begins while lines come may miss some: it is begun anew now and then.
+        end, state = monotonic() + TIMEOUT_SECONDS, ""
+        while monotonic() < end:
+            follow = ("timeout", "5", "journalctl", "--follow", "--output", "cat", "--lines", "1")
+            with self._reading(*follow, "_PID=1", f"UNIT={unit}") as journal:
+                for _ in chain([""], journal.lines()):
+                    state = self.show(unit, "ActiveState")
+                    if state in {"inactive", "failed"}:
+                        return
+        raise AssertionError(f"{unit} is {state}, not over:\n{self.journal()}")
 
     # The journal
 
@@ -153,12 +154,12 @@ class Machine:
     @contextmanager
     def follow(self, unit: str) -> "Iterator[Journal]":
         """The journal of the unit, from its first line on."""
-        with self._following("--lines", "all", "--unit", unit) as journal:
+        follow = ("journalctl", "--follow", "--output", "cat", "--lines", "all")
+        with self._reading(*follow, "--unit", unit) as journal:
             yield journal
 
     @contextmanager
-    def _following(self, *arguments: str) -> "Iterator[Journal]":
-        command = ("journalctl", "--follow", "--output", "cat", *arguments)
+    def _reading(self, *command: str) -> "Iterator[Journal]":
         process = self.popen("sh", "-c", 'echo && exec "$@"', "sh", *command)
         assert process.stdout is not None
         process.stdout.readline()  # from here on there is a child that can be killed

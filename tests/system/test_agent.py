@@ -124,7 +124,7 @@ def test_a_job_that_may_run_for_longer(service: Service) -> None:
         journal.wait_for("the job may run for 12:00:00")
     with service.machine.follow(TIMER) as journal:
         journal.wait_for(f"Stopped {TIMER}")
-    assert active_timers(service.machine) == [f"runs-fleet-agent-poweroff-{25483 + 360 * 60}.timer"]
+    assert active_timers(service.machine) == [f"runs-fleet-agent-poweroff-{25523 + 360 * 60}.timer"]
     instance.go()
     service.wait_until_over()
     assert "before its time" not in service.journal
@@ -139,7 +139,7 @@ def test_limits_that_were_raised_after_the_units(service: Service) -> None:
     with service.machine.follow(TIMER) as journal:
         service.begin()
         journal.wait_for(f"Stopped {TIMER}")
-    assert active_timers(service.machine) == [f"runs-fleet-agent-poweroff-{25483 + 40 * 60}.timer"]
+    assert active_timers(service.machine) == [f"runs-fleet-agent-poweroff-{25523 + 40 * 60}.timer"]
     instance.go()
     service.wait_until_over()
     assert "before its time" not in service.journal

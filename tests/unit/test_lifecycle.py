@@ -19,6 +19,7 @@ from agent_core.errors import (
     AgentFaultError,
     ConfigAbsentError,
     LogSinkUnavailableError,
+    NotifierUnavailableError,
     SettingsError,
     TerminatorUnavailableError,
 )
@@ -47,6 +48,7 @@ from agent_core.model import (
     StopRequest,
 )
 from agent_core.phases import TRANSITIONS, Phase
+from agent_core.ports import Ports
 from agent_core.recovery import Death
 from agent_core.status import message_id
 from agent_core.testing.faults import FaultKind, Faults, faulty_ports
@@ -660,17 +662,43 @@ def test_reaped_before_it_took_its_job(journal: str | None) -> None:
     assert len(world.terminator.requests) == 1
 
 
-def test_what_the_queue_was_told_counts() -> None:
-    """An agent that ended by itself has reported, also where its journal could not be told of it."""
+IN_ORDER = Death(is_certain=True, is_in_order=True)
+
+
+@pytest.mark.parametrize("journal", ["none", "stale"])
+def test_an_end_in_order_needs_no_journal(journal: str) -> None:
+    """A full disk may have kept it from the end: there is nothing to finish all the same."""
     world = World()
-    live(world)
-    told = [message.status for message in world.notifier.received]
-    for journal in (None, "{", crashed_in(Phase.RUNNING)):
-        world.crash()
-        world.machine.journal = journal
-        run(lambda: world.reap(death=Death(is_certain=True, has_reported=True)))
-    assert [message.status for message in world.notifier.received] == told
-    assert len(world.terminator.requests) == 4
+    world.machine.journal = None if journal == "none" else crashed_in(Phase.RUNNING)
+    assert run(lambda: world.reap(death=IN_ORDER)) is None
+    assert (world.notifier.received, world.terminator.requests) == ([], [])
+
+
+@pytest.mark.parametrize("death", [Death(), IN_ORDER])
+def test_a_message_that_nobody_has_confirmed(death: Death) -> None:
+    """The queue was away for the whole end, and the instance is on its way out: it is sent once more."""
+    world = World()
+    world.notifier.error = NotifierUnavailableError("away")
+    outcome = live(world)
+    assert (outcome.terminated, outcome.confirmed) == (True, False)
+    world.crash()
+    world.notifier.error = None
+    run(lambda: world.reap(death=death))
+    assert [message.status for message in world.notifier.received] == [Status.SUCCESS]
+    assert run(world.reap) is None
+
+
+@pytest.mark.parametrize("successor_reaps", [True, False])
+def test_what_a_lost_journal_leaves_unknown(*, successor_reaps: bool) -> None:
+    """Whoever finds it says that nobody knows whether the job ran, and delivers what is in the spool."""
+    world = World()
+    InMemoryLogSpool(machine=world.machine).push([LogEvent(int(EPOCH.timestamp() * 1000), "its last words")])
+    world.machine.journal = "{"
+    outcome = run(world.reap) if successor_reaps else live(world)
+    assert outcome is not None
+    assert world.log_sink.lines(outcome.stream or "")[0] == "its last words"
+    (message,) = world.notifier.received
+    assert (message.status, message.job_ran) == (Status.FAILURE, None)
 
 
 def crashed_in(phase: Phase) -> str:
@@ -696,19 +724,6 @@ def test_reaped_after_a_signal_that_asks_to_stop(phase: Phase | None) -> None:
     assert (message.status, message.interrupted_by) == (Status.INTERRUPTED, "SIGTERM")
 
 
-def test_lines_of_an_agent_whose_journal_is_damaged() -> None:
-    """What its spool holds goes to the stream of the job that the config names; what it did is not known."""
-    world = World()
-    InMemoryLogSpool(machine=world.machine).push([LogEvent(int(EPOCH.timestamp() * 1000), "its last words")])
-    world.machine.journal = "{"
-    outcome = run(world.reap)
-    assert outcome is not None
-    assert world.log_sink.lines(outcome.stream or "")[0] == "its last words"
-    (message,) = world.notifier.received
-    assert message.job_ran is None
-    assert "its journal is lost" in (message.error or "")
-
-
 def test_reaped_without_a_config() -> None:
     """Where there is no job there is nobody to tell, and the instance goes all the same."""
     world = World(config=None)
@@ -731,3 +746,20 @@ def test_lines_of_a_sink_that_is_away() -> None:
     assert (outcome.logs.dropped, final(world).duration_seconds) == (0, 2 * 60 * 60)
     lines = [line for line in world.log_sink.lines("i-0123456789abcdef0/67890") if line.isdecimal()]
     assert lines == [str(number) for number in range(1000)]
+
+
+def test_a_runner_that_cannot_be_asked_to_stop() -> None:
+    """Whatever its adapter raises, the runner is killed."""
+    world = World(script=RunnerScript(job_seconds=None))
+
+    def spoil(ports: Ports) -> Ports:
+        async def interrupt() -> None:
+            raise RuntimeError("not what the port allows")
+
+        ports.runner_process.interrupt = interrupt  # type: ignore[method-assign]
+        return ports
+
+    world.spoil = spoil
+    outcome = live(world, lambda loop, agent: loop.call_at(60, agent.stop, SIGTERM))
+    assert outcome.terminated
+    assert not world.machine.runner_alive

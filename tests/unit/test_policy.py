@@ -313,7 +313,7 @@ def test_the_whole_life_is_bounded(limits: Limits, name: str, more: timedelta) -
 def test_the_ending_is_part_of_the_life(limits: Limits) -> None:
     """It is bounded by the grace that an operator grants, and some seven minutes."""
     beside = ending_seconds(limits) - limits.shutdown_grace.total_seconds()
-    assert 0 < beside < 420
+    assert 0 < beside < 450
     assert ending_seconds(limits) < life_seconds(limits)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_adapters.systemd import ServiceManager, death_of, ended_in_order
+from agent_adapters.systemd import ServiceManager, death_of
 from agent_core.events import Event, JobStarted, PhaseEntered, Warned
 from agent_core.phases import Phase
 from agent_core.recovery import Death
@@ -172,10 +172,11 @@ def test_a_flood_does_not_starve_the_watchdog(systemd: socket.socket) -> None:
             "signal killed TERM",
             Death(cause="signal (killed TERM)", is_certain=True, interrupted_by="SIGTERM"),
         ),
-        ("exit-code exited 69", Death(cause="exit-code (exited 69)", is_certain=True, has_reported=True)),
+        ("exit-code exited 69", Death(cause="exit-code (exited 69)", is_certain=True)),
         ("exit-code exited 1", Death(cause="exit-code (exited 1)", is_certain=True)),
-        ("exit-code exited 64", Death(cause="exit-code (exited 64)", is_certain=True)),
-        ("timeout", Death(cause="timeout", is_certain=True)),
+        ("exit-code exited 64", Death(cause="exit-code (exited 64)")),
+        ("success exited 0", Death(cause="success (exited 0)", is_certain=True, is_in_order=True)),
+        ("timeout", Death(cause="timeout")),
         ("", None),
     ],
 )
@@ -184,9 +185,3 @@ def test_death(end: str, death: Death | None) -> None:
     environ = dict(zip(("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"), end.split(), strict=False))
 
     assert death_of(environ) == death
-    assert not ended_in_order(environ)
-
-
-def test_end_in_order() -> None:
-    """There is nothing to finish after exit status 0."""
-    assert ended_in_order({"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"})

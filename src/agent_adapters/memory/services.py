@@ -4,6 +4,7 @@ import asyncio
 import gzip
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Final
 
 from attrs import Factory, define
@@ -143,6 +144,8 @@ class InMemoryLogSpool(LogSpool):
     machine: Machine = Factory(Machine)
     events: list[LogEvent] = Factory(list)
     """What it holds: the very list that the machine has, once this life's is what is on its disk."""
+    _popped: int = 0
+    """So many of them are popped, and not forgotten."""
     _bytes: int = 0
 
     def recover(self) -> int:
@@ -154,7 +157,7 @@ class InMemoryLogSpool(LogSpool):
 
     def clear(self) -> None:
         self.events = self.machine.spooled = []
-        self._bytes = 0
+        self._popped = self._bytes = 0
 
     def push(self, events: Sequence[LogEvent]) -> None:
         if not events:
@@ -170,17 +173,21 @@ class InMemoryLogSpool(LogSpool):
     def pop(self, max_bytes: int) -> list[LogEvent]:
         popped: list[LogEvent] = []
         total = 0
-        for event in self.events:
+        for event in islice(self.events, self._popped, None):
             total += len(event.text.encode())
             if popped and total > max_bytes:
                 break
             popped.append(event)
-        del self.events[: len(popped)]
-        self._bytes -= sum(event_bytes(event) for event in popped)
+        self._popped += len(popped)
         return popped
 
+    def forget(self, count: int) -> None:
+        self._bytes -= sum(map(event_bytes, self.events[:count]))
+        del self.events[:count]
+        self._popped -= count
+
     def __len__(self) -> int:
-        return len(self.events)
+        return len(self.events) - self._popped
 
 
 @define
