@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from agent_core.console import Completed, Connected, Console, ConsoleEvent, Listening, Running
@@ -150,6 +150,8 @@ def test_any_display_name_is_only_a_name(name: str, word: str) -> None:
 @given(ONE_LINE_NAMES, ONE_LINE_NAMES)
 def test_another_jobs_completion_is_ignored(name: str, other: str) -> None:
     """Once a job runs, only a completion of that very job counts, and only the first job is it."""
+    # That would be the first line of this job's name, as it is repeated where the name has line breaks.
+    assume(name not in {f"{other} completed with result: {word}" for word in ("Succeeded", "Failed")})
     lines = (running(name), completed(other), running(other), completed(other, "Failed"))
 
     expected = [] if other != name else [JobResult.SUCCEEDED, JobResult.FAILED]
