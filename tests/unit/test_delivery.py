@@ -1352,7 +1352,6 @@ def test_the_memory_sink_takes_what_is_delivered() -> None:
 @pytest.mark.parametrize("memory_bytes", [0, 1000, 5000])
 def test_what_is_under_way_stays_in_the_spool(memory_bytes: int) -> None:
     """Until the sink has it: a successor finds all that did not arrive, whenever the agent dies."""
-
     pushed: set[str] = set()
 
     class NotingSpool(InMemoryLogSpool):
