@@ -305,5 +305,5 @@ def _pid_namespace(proc: Path) -> Path:
 
 def _kill_command_of(shell: subprocess.Popen[str]) -> None:
     with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(shell.pid).children():
+        for child in psutil.Process(shell.pid).children(recursive=True):
             child.kill()
