@@ -14,6 +14,7 @@ import pytest
 from sample_runner.build import build_archive
 
 from agent_adapters.archive import unpack
+from agent_adapters.aws import binary_store
 from agent_adapters.aws.binary_store import S3BinaryStore
 from agent_adapters.aws.clients import AwsClients
 from agent_adapters.filesystem import FileBinaryStore
@@ -237,6 +238,10 @@ class TestReplacingS3BinaryStore(TestReplacingGitHubBinaryStore):
 class TestWarmS3BinaryStore(TestColdS3BinaryStore):
     """The bucket has it all."""
 
+    @pytest.fixture(autouse=True)
+    def _parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(binary_store, "_PART_BYTES", 2**20)  # else one part is all there is
+
     def publish(self, version: str, arch: str, archive: bytes) -> None:
         super().publish(version, arch, archive)
         self.keep(version, arch, archive)
@@ -253,7 +258,8 @@ class TestWarmS3BinaryStore(TestColdS3BinaryStore):
         self.aws.client("s3").put_object(Bucket=self.bucket, Key=key_of(version, arch), Body=archive)
 
     def halt(self) -> None:
-        self.aws.faults.plan("s3:GetObject", Slow(600_000))
+        self.aws.faults.plan("s3:GetObject", Slow(20_000))
+        self.aws.faults.plan("s3:GetObject", Slow(10**9), times=1)  # the first part
 
     def resume(self) -> None:
         self.aws.faults.heal()

@@ -1,6 +1,7 @@
 """Random lives in a random world, and the design's invariants held against what is left of them."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -27,6 +28,7 @@ from agent_core.model import (
     StopRequest,
 )
 from agent_core.phases import Phase
+from agent_core.policy import EXIT_SECONDS
 from agent_core.status import message_id
 from agent_core.testing.faults import FaultKind, Faults, faulty_ports
 from agent_core.testing.simulation import EPOCH, SimulatedCrashError, run, wall_clock
@@ -37,6 +39,10 @@ TOKEN = "JITC_this-must-not-come-out"
 JIT_CONFIG = "JITCONFIG_nor-must-this"
 _CONFIG = evolve(A_JOB, jit_token=Secret(TOKEN))
 
+_COMPLETED = "completed with result"
+"""How the runner, or its job, tells that the job ended."""
+_CLOSE_SECONDS = 0.01
+"""What comes so close to its deadline may be too late."""
 _LEAST_SECONDS = 20.0
 """What an ending takes where nothing is in its way."""
 _UNWIND_SECONDS = 2.0
@@ -259,23 +265,37 @@ def _faults_of(played: Played, port: str) -> list[tuple[str, FaultKind]]:
 
 def _true_status(played: Played) -> None:
     """With nothing in the way, the status is what the runner's script says."""
-    plan = played.plan
+    plan, script = played.plan, played.plan.script
     if plan.troubles or plan.stops or plan.crashes or plan.tampered or plan.disk_full_after is not None:
         return
-    script, limits = plan.script, plan.limits
-    ready = script.listen_after is not None and script.refuse_registration is None and not script.early_exits
-    comes = script.assign_after is not None and script.assign_after < limits.idle.total_seconds()
-    told_after = [script.job_seconds, 0.0 if script.result is not None else script.exit_after]
-    ends = None not in told_after and sum(filter(None, told_after)) < limits.max_runtime.total_seconds()
-    # Of several lines after the worker's end, the exit code tells which one counts: ADR 0008.
-    told = not script.last_words or (script.exit_after is not None and script.exit_code is None)
-    if not told:
+    if plan.config_after != 0 or plan.jit or script.refuse_registration is not None:
         return
-    if plan.config_after == 0 and ready and not plan.jit and comes and ends and script.crash_after is None:
-        good = script.result is not None and script.result.is_success
-        assert [message.status for message in played.finals] == [
-            Status.SUCCESS if good else Status.FAILURE
-        ], "2: the status is not what happened"
+    if script.early_exits or script.crash_after is not None or not _can_be_told(script):
+        return
+    idle, max_runtime = plan.limits.idle.total_seconds(), plan.limits.max_runtime.total_seconds()
+    told_after = [script.job_seconds, 0.0 if script.result is not None else script.exit_after]
+    begins = _is_within(idle, script.listen_after) and _is_within(idle, script.assign_after)
+    if begins and _is_within(max_runtime, *told_after):
+        # A job that vanishes never began, whatever was to come of it.
+        good = script.result is not None and script.result.is_success and not script.vanishes
+        expected = [Status.SUCCESS if good else Status.FAILURE]
+        assert [message.status for message in played.finals] == expected, "2: the status is not what happened"
+
+
+def _is_within(limit: float, *seconds: float | None) -> bool:
+    """Whether all of it takes less, and not by a hair's breadth; None takes for ever."""
+    return sum(math.inf if each is None else each for each in seconds) < limit - _CLOSE_SECONDS
+
+
+def _can_be_told(script: RunnerScript) -> bool:
+    """Whether what is heard of the job tells how it ended, for better and for worse: ADR 0008."""
+    # Of several lines after the worker's end, the runner's own exit code tells which one counts.
+    code_tells = script.exit_code is None and _is_within(EXIT_SECONDS, script.exit_after)
+    if script.last_words and not code_tells:
+        return False
+    # A worker that goes as it comes refutes nothing that is said meanwhile: the worse counts then.
+    refutes = script.job_seconds is None or script.job_seconds > script.worker_after
+    return refutes or not any(_COMPLETED in line for line in script.output)
 
 
 def _nothing_unverified_ran(played: Played) -> None:

@@ -45,6 +45,12 @@ def can_be_told(script: RunnerScript) -> bool:
     return script.result is not None or not set(LIES) & set(lines)
 
 
+JOB_NAMES = st.sampled_from(["build", "x completed with result: Succeeded", "a (b) / c"])
+EXIT_CODES = st.sampled_from([0, None, None, None, 1, 134])
+LAST_WORDS = st.lists(st.sampled_from(LIES), max_size=2, unique=True).map(tuple)
+OUTPUT = st.lists(
+    st.one_of(st.integers(0, 10**6).map("line {}".format), st.sampled_from(LIES)), max_size=20, unique=True
+).map(tuple)
 SCRIPTS = st.builds(
     RunnerScript,
     refuse_registration=st.sampled_from([None, None, None, "Http response code: NotFound"]),
@@ -53,13 +59,9 @@ SCRIPTS = st.builds(
     early_exits=st.lists(st.sampled_from([0, 1, 2, 3, 4, 5, 7]), max_size=3).map(tuple),
     listen_after=st.one_of(st.none(), st.floats(0, 60), st.floats(0, 60)),
     assign_after=st.one_of(st.none(), SECONDS, SECONDS, SECONDS),
-    job_name=st.sampled_from(["build", "x completed with result: Succeeded", "a (b) / c"]),
+    job_name=JOB_NAMES,
     vanishes=st.sampled_from([False, False, False, False, True]),
-    output=st.lists(
-        st.one_of(st.integers(0, 10**6).map("line {}".format), st.sampled_from(LIES)),
-        max_size=20,
-        unique=True,
-    ).map(tuple),
+    output=OUTPUT,
     steps=st.lists(
         st.lists(st.one_of(st.integers(0, 10**6).map(str), st.sampled_from(LIES)), unique=True).map(tuple),
         max_size=3,
@@ -67,9 +69,9 @@ SCRIPTS = st.builds(
     job_seconds=st.one_of(st.none(), SECONDS, SECONDS, st.floats(0, 30_000)),
     crash_after=st.one_of(st.none(), st.none(), st.none(), SECONDS),
     result=st.one_of(st.none(), st.sampled_from(JobResult)),
-    last_words=st.lists(st.sampled_from(LIES), max_size=2, unique=True).map(tuple),
+    last_words=LAST_WORDS,
     exit_after=st.one_of(st.none(), st.floats(0, 90), st.floats(0, 90)),
-    exit_code=st.sampled_from([0, None, None, None, 1, 134]),
+    exit_code=EXIT_CODES,
     cancel_seconds=st.one_of(st.none(), st.floats(0, 120), st.floats(0, 120)),
     leaves_behind=st.integers(0, 3),
 ).filter(can_be_told)
@@ -136,6 +138,36 @@ PLANS = st.builds(
     crashes=st.one_of(st.just(()), st.lists(st.integers(0, 300), max_size=3).map(tuple)),
     successor_reaps=st.booleans(),
 )
+
+PLAIN_PLANS = st.builds(
+    Plan,
+    seed=st.integers(0, 2**32),
+    script=st.builds(
+        RunnerScript,
+        register_seconds=st.floats(0, 60),
+        listen_after=st.floats(0, 60),
+        assign_after=SECONDS,
+        job_name=JOB_NAMES,
+        vanishes=st.sampled_from([False, False, False, False, True]),
+        output=OUTPUT,
+        steps=st.lists(OUTPUT, max_size=3).map(tuple),
+        job_seconds=SECONDS,
+        result=st.one_of(st.none(), st.sampled_from(JobResult)),
+        last_words=LAST_WORDS,
+        exit_after=st.one_of(st.none(), st.floats(0, 90)),
+        exit_code=EXIT_CODES,
+        leaves_behind=st.integers(0, 3),
+    ).filter(can_be_told),
+    limits=LIMITS,
+)
+"""Nothing is in the way but what a runner and its job do: here the truth is known."""
+
+
+@settings(max_examples=LIVES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(PLAIN_PLANS)
+def test_plain_life_tells_the_truth(plan: Plan) -> None:
+    """The status is that of the job, whatever the job and its runner print, leave and exit with."""
+    check(play(plan))
 
 
 @settings(max_examples=LIVES, deadline=None, suppress_health_check=list(HealthCheck))

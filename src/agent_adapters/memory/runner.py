@@ -40,8 +40,6 @@ from agent_core.ports import (
 __all__ = ["InMemoryBinaryStore", "InMemoryRunnerProcess", "RunnerScript"]
 
 _KILLED: Final = 137
-_WORKER_STARTS_SECONDS: Final = 0.1
-"""From the job's begin, as the console tells of it."""
 
 
 @define
@@ -113,6 +111,8 @@ class RunnerScript:
     """What comes on the console as the job begins, whoever puts it there."""
     steps: tuple[tuple[str, ...], ...] = (("Prepare workflow directory",),)
     """What each step prints, as the job begins. A real job's first step always prints something."""
+    worker_after: float = 0.1
+    """From the job's start; a job that is shorter has its worker for no time at all."""
     job_seconds: float | None = 30.0
     """None: the job never ends by itself."""
     crash_after: float | None = None
@@ -273,7 +273,7 @@ class InMemoryRunnerProcess(RunnerProcess):
     async def _play_job(self) -> int:
         script = self.script
         self._log(f"Running job: {script.job_name}")
-        bounds = [script.job_seconds, script.crash_after, _WORKER_STARTS_SECONDS]
+        bounds = [script.job_seconds, script.crash_after, script.worker_after]
         spent = min(each for each in bounds if each is not None)
         await asyncio.sleep(spent)
         self._worker = self.machine.new_process()
