@@ -20,7 +20,7 @@ _ROOM_BYTES: Final = 8192
 """Journals have the size of so many, or a multiple: each fits where the one before it was."""
 _READ_CHARACTERS: Final = 2**20
 """A journal has some thousand."""
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_IN_PLACE: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StateLock:
@@ -90,13 +90,7 @@ class FileJournal(Journal):
         folder, name = self._path.parent, self._path.name
         spare, before = folder / f"{name}.new", folder / f"{name}.old"
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE)
-        try:
-            write_all(descriptor, content.ljust(-(-len(content) // _ROOM_BYTES) * _ROOM_BYTES, b"\n"))
-            os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _write_synced(spare, content.ljust(-(-len(content) // _ROOM_BYTES) * _ROOM_BYTES, b"\n"), _PRIVATE)
         before.unlink(missing_ok=True)
         with suppress(OSError):  # there is none yet, or no such links here: then there is no spare
             before.hardlink_to(self._path)
@@ -115,17 +109,23 @@ def replace_synced(path: Path, content: bytes, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
     try:
-        descriptor = os.open(new, _NEW, mode)
-        try:
-            write_all(descriptor, content)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _write_synced(new, content, mode)
         new.replace(path)
     except OSError:
         with suppress(OSError):
             new.unlink()
         raise
+
+
+def _write_synced(path: Path, content: bytes, mode: int) -> None:
+    """Writes over what is there, which needs no room that the file does not have already."""
+    descriptor = os.open(path, _IN_PLACE, mode)
+    try:
+        write_all(descriptor, content)
+        os.ftruncate(descriptor, len(content))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

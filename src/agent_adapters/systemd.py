@@ -1,20 +1,13 @@
 """systemd, as the service manager of this process: told that it is up, how it is, and that it moves on."""
 
 import asyncio
-import math
 import os
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
-from threading import Lock
 from typing import Final
 
-from attrs import evolve
-
-from agent_adapters.threads import try_spawn
-from agent_core.budget import life_seconds
 from agent_core.events import (
     Event,
     Failed,
@@ -23,36 +16,22 @@ from agent_core.events import (
     JobInherited,
     JobStarted,
     JobTaken,
-    MaxRuntimeSet,
-    Observer,
     PhaseEntered,
     PoweringOff,
     StopRequested,
     TerminationRequested,
-    Warned,
 )
-from agent_core.model import Limits
-from agent_core.phases import Phase
 from agent_core.recovery import Death
 
 __all__ = [
-    "POWER_OFF_SERVICE",
-    "POWER_OFF_TIMER",
     "SERVICE",
-    "PowerOffTimer",
     "ServiceManager",
+    "call",
     "death_of",
     "is_service_running",
-    "power_off_after",
 ]
 
 SERVICE: Final = "runs-fleet-agent.service"
-POWER_OFF_SERVICE: Final = "runs-fleet-agent-poweroff.service"
-POWER_OFF_TIMER: Final = "runs-fleet-agent-poweroff.timer"
-_LATER: Final = "runs-fleet-agent-poweroff"
-_AS_THE_TIMER_HAS_IT: Final = ("--timer-property=OnUnitInactiveSec=600", "--timer-property=AccuracySec=1")
-_POWER_OFF_MARGIN_SECONDS: Final = 600.0
-"""For the boot before the agent, and a successor after it."""
 _RUNNING: Final = frozenset({"active", "activating", "deactivating", "reloading"})
 _ASKING_TO_STOP: Final = frozenset({"TERM", "INT", "HUP", "QUIT"})
 _CALL_SECONDS: Final = 30.0
@@ -127,70 +106,6 @@ async def _send(connected: socket.socket, sign: bytes, latest: float) -> None:
             await asyncio.get_running_loop().sock_sendall(connected, sign)
 
 
-class PowerOffTimer:
-    """The timer that powers the host off, moved for a life that may take longer than it was made for.
-
-    That is so for a job whose config allows it more, and for limits that were set after `install-units`.
-
-    Args:
-        environ: what systemd has started this process with; RUNS_FLEET_POWEROFF_AFTER is the timer's time, in
-            seconds. Without it, there is no timer.
-        limits: of a life, unless its job's config has others.
-        tell: hears what goes wrong, from a thread.
-    """
-
-    def __init__(self, environ: Mapping[str, str], limits: Limits, tell: Observer) -> None:
-        after = environ.get("RUNS_FLEET_POWEROFF_AFTER", "")
-        self._after = int(after) if after.isdecimal() else None
-        self._limits, self._tell = limits, tell
-        self._timer = POWER_OFF_TIMER
-        self._moving = Lock()
-
-    def __call__(self, event: Event) -> None:
-        match event:
-            case PhaseEntered(Phase.CONFIGURING):
-                self._allow(self._limits)
-            case MaxRuntimeSet(max_runtime):
-                self._allow(evolve(self._limits, max_runtime=max_runtime))
-            case _:
-                pass
-
-    def _allow(self, limits: Limits) -> None:
-        needed = power_off_after(life_seconds(limits))
-        if self._after is not None and needed > self._after:
-            self._after = needed
-            if not try_spawn("power-off timer", partial(self._move, needed)):
-                self._warn("there is no thread to move it")
-
-    def _move(self, seconds: int) -> None:
-        """Starts the later timer before it stops the earlier one: there is always one."""
-        name = f"{_LATER}-{seconds}"
-        later = (f"--unit={name}", f"--on-active={seconds}", *_AS_THE_TIMER_HAS_IT)
-        try:
-            with self._moving:
-                if seconds != self._after:
-                    return  # another move has come before this one
-                _call("systemd-run", "--quiet", *later, "systemctl", "start", "--no-block", POWER_OFF_SERVICE)
-                earlier, self._timer = self._timer, f"{name}.timer"
-                _call("systemctl", "stop", earlier)
-        except (OSError, subprocess.SubprocessError) as exc:
-            self._warn(getattr(exc, "stderr", None) or str(exc))
-
-    def _warn(self, reason: str) -> None:
-        self._tell(Warned(f"{POWER_OFF_TIMER} may end the job before its time: {reason.strip()}"))
-
-
-def power_off_after(life_seconds: float) -> int:
-    """When the host is powered off, in seconds: after the longest life, and a margin."""
-    return math.ceil(life_seconds + _POWER_OFF_MARGIN_SECONDS)
-
-
-def _call(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_CALL_SECONDS, check=check
-    )
-
-
 def death_of(environ: Mapping[str, str]) -> Death | None:
     """What systemd tells `ExecStopPost=` of the service's main process (systemd.exec(5)); None: nothing."""
     result, code, status = (environ.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
@@ -209,9 +124,21 @@ def death_of(environ: Mapping[str, str]) -> Death | None:
 def is_service_running() -> bool:
     """Whether systemd runs an agent here, or what comes after one."""
     try:
-        return _call("systemctl", "is-active", SERVICE, check=False).stdout.strip() in _RUNNING
+        return call("systemctl", "is-active", SERVICE, check=False).stdout.strip() in _RUNNING
     except (OSError, subprocess.SubprocessError):
         return False
+
+
+def call(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs one of systemd's commands, and reads what it says. Blocking.
+
+    Raises:
+        OSError: there is no such command.
+        subprocess.SubprocessError: it took too long, or, if that is checked, failed.
+    """
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_CALL_SECONDS, check=check
+    )
 
 
 def _beat_seconds(environ: Mapping[str, str]) -> float:

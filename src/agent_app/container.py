@@ -23,11 +23,12 @@ from agent_adapters.filesystem import (
     FileTerminator,
 )
 from agent_adapters.host import PsutilHostProbe
+from agent_adapters.power_off_timer import PowerOffTimer
 from agent_adapters.process import SubprocessRunnerProcess, runner_environment
 from agent_adapters.spool import FileLogSpool
 from agent_adapters.state import FileJournal, StateLock
 from agent_adapters.stderr import StderrOnlyLogSink
-from agent_adapters.systemd import PowerOffTimer, ServiceManager
+from agent_adapters.systemd import ServiceManager
 from agent_app.identity import metadata_of, spare_metadata_the_proxy
 from agent_app.settings import Settings
 from agent_core.errors import AgentFaultError

@@ -8,8 +8,9 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
+from agent_adapters.power_off_timer import POWER_OFF_SERVICE, POWER_OFF_TIMER, power_off_after
 from agent_adapters.state import replace_synced
-from agent_adapters.systemd import POWER_OFF_SERVICE, POWER_OFF_TIMER, SERVICE, power_off_after
+from agent_adapters.systemd import SERVICE
 from agent_app.settings import Settings
 from agent_core.budget import ending_seconds, life_seconds
 
