@@ -78,6 +78,7 @@ $(VENV)/run.installed: $(VENV)/run.locked $(SOURCES)
 	$(BIN)/pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation --force-reinstall .
 	@touch $@
 
-$(VENV)/dev.installed: $(VENV)/dev.locked $(SOURCES)
+$(VENV)/dev.installed: $(VENV)/dev.locked $(SOURCES) tests/support/lean.py
 	$(BIN)/pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation --force-reinstall .
+	$(BIN)/python tests/support/lean.py $(VENV)/lean # what the tests run: the wheel, with what it requires
 	@touch $@ $(VENV)/run.installed

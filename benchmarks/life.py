@@ -12,19 +12,16 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 from typing import Final
 
 from attrs import frozen
 
 from figures import Figure, memory_bytes, print_table, report
-from lean import lean_environment
-from one_life import UPLOAD, Life, World, cached, live, prebaked, uncached, world_of
+from one_life import COMMAND, UPLOAD, Life, World, a_world, cached, live, prebaked, uncached
 
 _START_RATIO: Final = 3
 _RESTING_RATIO: Final = 1.4
@@ -51,8 +48,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="of what is compared; the median counts (7)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, world_of(lean_environment(Path(folder))) as world:
-        lives, peers = _rounds(world, Path(folder) / "bin/python", options.rounds)
+    with a_world() as world:
+        lives, peers = _rounds(world, options.rounds)
         with world.instance() as instance:
             from_cache = live(instance, cached)
         hanging = {}
@@ -71,13 +68,13 @@ def main() -> int:
     )
 
 
-def _rounds(world: World, python: Path, rounds: int) -> tuple[list[Life], list["_Peers"]]:
+def _rounds(world: World, rounds: int) -> tuple[list[Life], list["_Peers"]]:
     """In turn, so that a slow moment is everybody's. The first of each fills what caches there are."""
     lives, peers = [], []
     for number in range(rounds + 1):
         with world.instance() as instance:
             life = live(instance, prebaked)
-        peer = _Peers(_bare(python, _TWO)[0], *_bare(python, _FIVE))
+        peer = _Peers(_bare(_TWO)[0], *_bare(_FIVE))
         if number:
             lives.append(life)
             peers.append(peer)
@@ -96,7 +93,7 @@ class _Peers:
     memory_of_five: int
 
 
-def _bare(python: Path, services: tuple[str, ...]) -> tuple[float, int]:
+def _bare(services: tuple[str, ...]) -> tuple[float, int]:
     """Seconds until it has these clients, and the memory that it has then; nothing is asked of AWS."""
     code = f"import boto3\nkept = [boto3.client(name) for name in {services}]\nprint(flush=True)\ninput()"
     environment = {
@@ -104,7 +101,7 @@ def _bare(python: Path, services: tuple[str, ...]) -> tuple[float, int]:
     }  # fmt: skip
     begin = time.perf_counter()
     with subprocess.Popen(
-        [python, "-c", code],
+        [COMMAND.with_name("python"), "-c", code],
         env=os.environ | environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

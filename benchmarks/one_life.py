@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-from unittest.mock import patch
 
 from attrs import frozen
 
@@ -26,8 +25,9 @@ from support.faults import FakeServer, Hang  # noqa: E402
 from support.github import GitHub, github_server  # noqa: E402
 from support.imds import InstanceMetadata, instance_metadata  # noqa: E402
 from support.instance import VERSION, Instance, instance_of  # noqa: E402
+from support.wheel import COMMAND  # noqa: E402
 
-__all__ = ["UPLOAD", "Life", "World", "cached", "live", "prebaked", "uncached", "world_of"]
+__all__ = ["COMMAND", "UPLOAD", "Life", "World", "a_world", "cached", "live", "prebaked", "uncached"]
 
 UPLOAD: Final = "s3:PutObject"
 """The one operation that hangs beside the job, and not from its end on."""
@@ -60,10 +60,9 @@ class World:
 
 
 @contextmanager
-def world_of(programs: Path) -> Iterator[World]:
-    """A cloud; its instances have the agent that is in that folder."""
-    command = patch("support.instance.COMMAND", programs / "runs-fleet-agent")
-    with command, aws_cloud() as aws, github_server() as github, instance_metadata() as imds:
+def a_world() -> Iterator[World]:
+    """A cloud."""
+    with aws_cloud() as aws, github_server() as github, instance_metadata() as imds:
         yield World(aws, github, imds)
 
 

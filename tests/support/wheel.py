@@ -1,7 +1,6 @@
 """Runs the command of the installed wheel, and sees to it that no process of it is left."""
 
 import ctypes
-import importlib.metadata
 import json
 import os
 import signal
@@ -18,7 +17,8 @@ from attrs import frozen
 
 TOKEN = "JITC_integration-token-that-stays-secret"
 JOB_ID = "67890"
-COMMAND = Path(sys.executable).parent / "runs-fleet-agent"
+COMMAND = Path(sys.prefix) / "lean" / "bin" / "runs-fleet-agent"
+"""In the environment that `make test` makes for it: it has what the wheel requires, and nothing else."""
 TIMEOUT_SECONDS = 150.0
 """Of a whole run, on a machine that has other things to do: no test waits that long unless it fails."""
 
@@ -161,7 +161,7 @@ def _is_orphan(pid: int) -> bool:
 @contextmanager
 def no_survivors(folder: Path) -> Iterator[None]:
     """Around a test: whatever it leaves running when it fails is killed."""
-    importlib.metadata.distribution("runs-fleet-agent")  # the wheel is installed, or the test is void
+    assert COMMAND.exists(), "the wheel is not installed: make test does that"
     with _adopted_orphans():
         try:
             yield

@@ -1,7 +1,10 @@
 """The wheel as an instance has it: with what it requires, and nothing else.
 
-An environment for development has more, and libraries load what they find: dependency-injector takes
-pydantic-settings and Werkzeug, which moto brings along: a tenth of a second or more, and 16 MiB.
+    python tests/support/lean.py FOLDER
+
+An environment for development has more. So a requirement that is missing would show on an instance only; and
+libraries load what they find: dependency-injector takes pydantic-settings and Werkzeug, which moto brings
+along: a tenth of a second or more, and 16 MiB.
 """
 
 import sys
@@ -20,7 +23,7 @@ _WHEEL: Final = "runs-fleet-agent"
 
 def lean_environment(folder: Path) -> Path:
     """Makes a virtual environment there, of links into this one; the folder of its programs."""
-    venv.create(folder, symlinks=True)
+    venv.create(folder, symlinks=True, clear=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     for each in _with_required(_WHEEL, {}).values():
         tops = {file.parts[0] for file in each.files or ()} - {"..", "__pycache__"}
@@ -43,3 +46,7 @@ def _with_required(name: str, found: dict[str, Distribution]) -> dict[str, Distr
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 _with_required(canonicalize_name(requirement.name), found)
     return found
+
+
+if __name__ == "__main__":
+    lean_environment(Path(sys.argv[1]).absolute())
