@@ -182,12 +182,15 @@ async def reap(
     try:
         remains, record = await inspect(life)
     except Exception as exc:  # noqa: BLE001 - without a journal there is still an instance to end
+        if death.is_in_order:
+            return None  # it has said how it ended: nobody who knows less may say otherwise
         life.fail(exc)
         observed = without_journal(life, exc, death)
     else:
         if remains in {Remains.ENDED, Remains.ALIVE}:
             return None
-        if death.is_in_order and (record is None or _is_told(record)):
+        untold = remains is Remains.UNFINISHED and record is not None and not _is_told(record)
+        if death.is_in_order and not untold:
             return None  # whatever the journal says: a full disk may have kept it from the end
         if remains in {Remains.JOBLESS, Remains.UNFINISHED} and record is not None:
             observed = observed_of(record, death)

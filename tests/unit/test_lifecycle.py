@@ -665,11 +665,20 @@ def test_reaped_before_it_took_its_job(journal: str | None) -> None:
 IN_ORDER = Death(is_certain=True, is_in_order=True)
 
 
-@pytest.mark.parametrize("journal", ["none", "stale"])
+@pytest.mark.parametrize("journal", ["none", "stale", "damaged", "unreadable", "foreign"])
 def test_an_end_in_order_needs_no_journal(journal: str) -> None:
     """A full disk may have kept it from the end: there is nothing to finish all the same."""
     world = World()
-    world.machine.journal = None if journal == "none" else crashed_in(Phase.RUNNING)
+    if journal == "stale":
+        world.machine.journal = crashed_in(Phase.RUNNING)
+    elif journal == "damaged":
+        world.machine.journal = "{"
+    elif journal == "unreadable":
+        world.spoil = lambda ports: faulty_ports(ports, {"journal": Faults(Random(0), hang=1.0)})
+    elif journal == "foreign":
+        # Of an instance whose queue never answered, and from which the machine's image was made.
+        world.machine.journal = crashed_in(Phase.CLEANING, NotifierUnavailableError("away"))
+        world.machine.instance_id = "i-another"
     assert run(lambda: world.reap(death=IN_ORDER)) is None
     assert (world.notifier.received, world.terminator.requests) == ([], [])
 
@@ -701,9 +710,10 @@ def test_what_a_lost_journal_leaves_unknown(*, successor_reaps: bool) -> None:
     assert (message.status, message.job_ran) == (Status.FAILURE, None)
 
 
-def crashed_in(phase: Phase) -> str:
+def crashed_in(phase: Phase, queue: NotifierUnavailableError | None = None) -> str:
     """The journal of an agent that died in the phase."""
     world, journals = World(), list[str]()
+    world.notifier.error = queue
 
     def look(_event: Event) -> None:
         journal = world.machine.journal
