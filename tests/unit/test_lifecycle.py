@@ -734,6 +734,27 @@ def test_reaped_after_a_signal_that_asks_to_stop(phase: Phase | None) -> None:
     assert (message.status, message.interrupted_by) == (Status.INTERRUPTED, "SIGTERM")
 
 
+def test_successor_on_a_host_that_cannot_be_looked_at() -> None:
+    """Its own fault is no reason to say something else of the job than the dead agent has said."""
+    world = World()
+    world.machine.journal = crashed_in(Phase.CLEANING)
+    world.spoil = lambda ports: faulty_ports(ports, {"host_probe": Faults(Random(0), break_=1.0)})
+    outcome = live(world)
+    assert outcome.terminated
+    assert outcome.message is not None
+    assert (outcome.message.status, world.notifier.received) == (Status.SUCCESS, [])
+
+
+def test_job_that_has_run_on_a_host_that_cannot_be_looked_at() -> None:
+    """Nor is it one to forget which jobs have run here."""
+    world = World()
+    live(world)
+    world.notifier.received.clear()
+    world.spoil = lambda ports: faulty_ports(ports, {"host_probe": Faults(Random(0), break_=1.0)})
+    assert live(world).message is None
+    assert world.notifier.received == []
+
+
 def test_reaped_without_a_config() -> None:
     """Where there is no job there is nobody to tell, and the instance goes all the same."""
     world = World(config=None)
