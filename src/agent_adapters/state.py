@@ -90,6 +90,8 @@ class FileJournal(Journal):
         folder, name = self._path.parent, self._path.name
         spare, before = folder / f"{name}.new", folder / f"{name}.old"
         folder.mkdir(parents=True, exist_ok=True)
+        if spare.is_fifo():  # it was in the journal's place; to open it would take for ever
+            spare.unlink()
         descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE)
         try:
             write_all(descriptor, content.ljust(-(-len(content) // _ROOM_BYTES) * _ROOM_BYTES, b"\n"))
