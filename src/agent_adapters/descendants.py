@@ -1,6 +1,7 @@
 """All processes of the runner, wherever they went: found, and killed, without mistaking another for one."""
 
 import ctypes
+import math
 import os
 import signal
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,8 @@ class RunnerProcesses:
         self._root, self._tracking_id = root, tracking_id
         self._started: set[ProcessId] = set()
         self._not_ours: frozenset[int] = frozenset()
+        self._begun = math.inf
+        """When the runner began that this process had started before it began anew."""
 
     @property
     def mark(self) -> Mapping[str, str]:
@@ -107,11 +110,10 @@ class RunnerProcesses:
         children = {entry.id for entry in table.values() if entry.parent_pid == own}
         if self._started:
             return {child for child in children if child.pid not in self._not_ours}
-        if not known or not _adopts_orphans():
-            return set()
-        # This process was the agent, and what it knew of its children is gone.
-        begun = min(process.started for process in known)
-        return {child for child in children if child.started >= begun}
+        if (runners := known & children) and _adopts_orphans():
+            # This process was the agent, and what it knew of its other children is gone.
+            self._begun = min(self._begun, *(runner.started for runner in runners))
+        return {child for child in children if child.started >= self._begun}
 
     def _works_from_root(self, pid: int) -> bool:
         """Whether the process runs a program or a script of the runner's root, or stands in its folders."""
