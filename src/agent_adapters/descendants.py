@@ -1,6 +1,7 @@
 """All processes of the runner, wherever they went: found, and killed, without mistaking another for one."""
 
 import ctypes
+import math
 import os
 import signal
 from collections.abc import Iterable, Mapping
@@ -18,14 +19,16 @@ _MARK: Final = "RUNNER_AGENT_TRACKING_ID"
 _WORKER: Final = "Runner.Worker"
 _INTERPRETERS: Final = frozenset({"bash", "node", "pwsh", "python", "python3", "sh"})
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
 
 
 class RunnerProcesses:
     """The processes of the runner in one root.
 
     This process becomes the reaper of orphans, so that no descendant of the runner gets out of sight,
-    whatever it does. A successor, which has adopted none, goes by sessions, the mark, and what works in the
-    root, but for who sits before a terminal.
+    whatever it does; also where it has begun anew meanwhile, as its own successor. Another successor, which
+    has adopted none, goes by sessions, the mark, and what works in the root, but for who sits before a
+    terminal.
 
     Args:
         root: the runner's.
@@ -36,6 +39,8 @@ class RunnerProcesses:
         self._root, self._tracking_id = root, tracking_id
         self._started: set[ProcessId] = set()
         self._not_ours: frozenset[int] = frozenset()
+        self._begun = math.inf
+        """When the runner began that this process had started before it began anew."""
 
     @property
     def mark(self) -> Mapping[str, str]:
@@ -63,7 +68,8 @@ class RunnerProcesses:
     def find(self, known: Iterable[ProcessId]) -> set[ProcessId]:
         """Every process of the runner that lives: by session, parentage, mark, its program's path."""
         table = {entry.id.pid: entry for entry in process_table()}
-        ours = self._started | set(known)
+        known = set(known)
+        ours = self._started | known
         # A number that another process has by now leads no session of ours.
         leaders = {
             process.pid for process in ours if process.pid not in table or table[process.pid].id == process
@@ -76,7 +82,7 @@ class RunnerProcesses:
             or self._is_marked(entry.id.pid)
             or (not entry.has_terminal and self._works_from_root(entry.id.pid))
         }
-        found |= self._adopted(table)
+        found |= self._adopted(table, known)
         found |= _descendants(table, found)
         found -= _line_of(table, os.getpid())
         self.bury()
@@ -98,16 +104,16 @@ class RunnerProcesses:
                 with suppress(ChildProcessError):
                     os.waitpid(entry.id.pid, os.WNOHANG)
 
-    def _adopted(self, table: Mapping[int, ProcessEntry]) -> set[ProcessId]:
+    def _adopted(self, table: Mapping[int, ProcessEntry], known: set[ProcessId]) -> set[ProcessId]:
         """The children of this process that came after the runner's start: its orphans."""
-        if not self._started:
-            return set()
         own = os.getpid()
-        return {
-            entry.id
-            for entry in table.values()
-            if entry.parent_pid == own and entry.id.pid not in self._not_ours
-        }
+        children = {entry.id for entry in table.values() if entry.parent_pid == own}
+        if self._started:
+            return {child for child in children if child.pid not in self._not_ours}
+        if (runners := known & children) and _adopts_orphans():
+            # This process was the agent, and what it knew of its other children is gone.
+            self._begun = min(self._begun, *(runner.started for runner in runners))
+        return {child for child in children if child.started >= self._begun}
 
     def _works_from_root(self, pid: int) -> bool:
         """Whether the process runs a program or a script of the runner's root, or stands in its folders."""
@@ -130,6 +136,13 @@ class RunnerProcesses:
         except OSError:
             return False
         return os.fsencode(f"{_MARK}={self._tracking_id}") in variables
+
+
+def _adopts_orphans() -> bool:
+    """Whether this process, or what it was before an exec, has said that it does."""
+    adopts = ctypes.c_int()
+    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
+    return bool(adopts.value)
 
 
 def _line_of(table: Mapping[int, ProcessEntry], pid: int) -> set[ProcessId]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -118,7 +119,10 @@ def replace_synced(path: Path, content: bytes, mode: int) -> None:
 
 
 def _write_synced(path: Path, content: bytes, mode: int) -> None:
-    """Writes over what is there, which needs no room that the file does not have already."""
+    """Writes over the file that is there, which needs no room that it does not have already."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()  # to open a pipe would take for ever
     descriptor = os.open(path, _IN_PLACE, mode)
     try:
         write_all(descriptor, content)

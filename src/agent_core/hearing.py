@@ -102,7 +102,9 @@ class Hearing:
             self._lied |= result is not self._after_work.result
             return
         self._life.emit(JobCompleted(name, result))
-        self._reach(evolve(self.milestones, completed=_time()))
+        if self.milestones.completed is None:
+            # However often it is said: a repeat would put off the runner's end, and max runtime with it.
+            self._reach(evolve(self.milestones, completed=_time()))
         if has_worked and works is False:
             # Otherwise it may be a piece of the job's name that says so; the end will tell.
             self._after_work = claim

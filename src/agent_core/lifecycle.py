@@ -150,9 +150,11 @@ class Agent:
     # BOOTING
 
     async def _boot(self, refused: AgentError | None) -> None:
-        """Looks at the host, and at what an earlier agent left here."""
+        """Looks at what an earlier agent left here, and then at the host.
+
+        In this order: whatever is wrong with the host, an earlier agent's end is told as its journal has it.
+        """
         life = self._life
-        sample = await self._host_watch.look()
         try:
             remains, record = await inspect(life)
         except Exception as exc:
@@ -170,11 +172,9 @@ class Agent:
                 f"an earlier agent took job {record.job_id!r}, and died in phase {record.phase}"
             )
         jobs_run = () if record is None or remains is Remains.FOREIGN else record.jobs_run
-        await life.chronicle.save(
-            agent=life.ports.host_probe.own_process(),
-            booted_at=None if sample is None else sample.booted_at,
-            jobs_run=jobs_run,
-        )
+        life.chronicle.note(agent=life.ports.host_probe.own_process(), jobs_run=jobs_run)
+        sample = await self._host_watch.look()
+        await life.chronicle.save(booted_at=None if sample is None else sample.booted_at)
         if refused is not None:
             raise refused
 

@@ -11,7 +11,7 @@ from attrs import asdict, frozen
 from agent_core import __version__
 from agent_core.deadline import within
 from agent_core.ending import Ending, Outcome, conclude
-from agent_core.errors import DeadlineError, HostUnavailableError, JournalDamagedError
+from agent_core.errors import JournalDamagedError
 from agent_core.events import JobInherited, Observer
 from agent_core.life import AgentOptions, Life
 from agent_core.messenger import Messenger
@@ -116,7 +116,7 @@ async def inspect(life: Life) -> tuple[Remains, JournalRecord | None]:
 async def _is_of_this_boot(life: Life, record: JournalRecord) -> bool:
     try:
         sample = await within(CALL_SECONDS, "measuring the host", life.ports.host_probe.sample())
-    except (HostUnavailableError, DeadlineError):
+    except Exception:  # noqa: BLE001 - a look at the host keeps nobody from the journal
         return False
     return record.booted_at is not None and abs(sample.booted_at - record.booted_at) < _SAME_BOOT
 
@@ -182,12 +182,15 @@ async def reap(
     try:
         remains, record = await inspect(life)
     except Exception as exc:  # noqa: BLE001 - without a journal there is still an instance to end
+        if death.is_in_order:
+            return None  # it has said how it ended: nobody who knows less may say otherwise
         life.fail(exc)
         observed = without_journal(life, exc, death)
     else:
         if remains in {Remains.ENDED, Remains.ALIVE}:
             return None
-        if death.is_in_order and (record is None or _is_told(record)):
+        untold = remains is Remains.UNFINISHED and record is not None and not _is_told(record)
+        if death.is_in_order and not untold:
             return None  # whatever the journal says: a full disk may have kept it from the end
         if remains in {Remains.JOBLESS, Remains.UNFINISHED} and record is not None:
             observed = observed_of(record, death)

@@ -186,6 +186,16 @@ def test_what_a_crash_left_half_written_is_not_read(path: Path) -> None:
     assert load(path) == RECORD
 
 
+@pytest.mark.parametrize("name", ["journal.json", "journal.json.new", "journal.json.old"])
+def test_a_pipe_holds_up_no_record(path: Path, name: str) -> None:
+    """Wherever it is, and as often as the journal is written."""
+    os.mkfifo(path.with_name(name))
+    for phase in Phase:
+        record = evolve(RECORD, phase=phase)
+        asyncio.run(asyncio.wait_for(FileJournal(path).save(record), 10))
+        assert load(path) == record
+
+
 def test_a_record_is_on_the_disk_before_it_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is synced, then renamed, then its folder is synced: no crash finds a name without content."""
     save(path)

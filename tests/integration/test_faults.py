@@ -171,6 +171,17 @@ def test_escape(local: Local, name: str, when: str, body: str) -> None:
         assert final["error"] == f"the agent died {when}: {name}"
 
 
+def test_escape_with_an_orphan(local: Local) -> None:
+    """Nothing tells of it that it is the runner's, but who has adopted it."""
+    body = """\
+instead('agent_core.life', 'Life.print', lambda take: lambda life, line, step=None: (
+    failing(SystemExit(0))() if line.text == 'begun' else take(life, line, step)))"""
+    job = f"cd /\n(setsid env -i sleep 1000 &)\n{LONG_JOB}"
+    ended = local.run(job=job, variables=plant(local.folder, body))
+    assert ended.status == 70
+    assert_one_end(ended, "failure")
+
+
 def test_escape_after_the_end(local: Local) -> None:
     """There is nothing left to do, and nothing is done twice."""
     body = "instead('agent_app.display', 'Aside.close', lambda _: failing(MemoryError()))"

@@ -1,7 +1,7 @@
 """What is believed of a runner and its job: its console, its files, its processes and its exit code."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +16,17 @@ from agent_core.errors import RunnerUnavailableError
 from agent_core.events import JobAssigned, JobCompleted, Printed, Warned
 from agent_core.life import AgentOptions
 from agent_core.lifecycle import Agent
-from agent_core.model import JobResult, Limits, Secret, Status, StatusMessage, StopReason, StopRequest
+from agent_core.model import (
+    JobResult,
+    Limits,
+    OutputLine,
+    Secret,
+    Status,
+    StatusMessage,
+    StopReason,
+    StopRequest,
+    Trace,
+)
 from agent_core.ports import Ports
 from agent_core.registration import job_environment_for
 from agent_core.status import RESULT_OF_EXIT, disagreement, job_result
@@ -242,6 +252,49 @@ def blind(ports: Ports) -> Ports:
 
 
 # Assignment
+
+
+class Repeating:
+    """Its console says again and again that the job completed, and its workers cannot be seen."""
+
+    def __init__(self, runner: object) -> None:
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    async def has_worker(self) -> bool:
+        raise RunnerUnavailableError("planted")
+
+    async def traces(self) -> AsyncIterator[Trace]:
+        return
+        yield
+
+    async def output(self) -> AsyncIterator[OutputLine]:
+        yield OutputLine(f"{STAMP}Running job: build")
+        while True:
+            await asyncio.sleep(50)
+            yield OutputLine(LIE)
+
+
+def test_a_completion_that_is_said_again_puts_off_nothing() -> None:
+    """The runner has its time to exit from the first one on, and no longer than max runtime allows."""
+
+    def spoil(ports: Ports) -> Ports:
+        runner: Any = Repeating(ports.runner_process)
+        return evolve(ports, runner_process=runner)
+
+    world = World(script=RunnerScript(job_seconds=None), spoil=spoil)
+    seconds: list[float] = []
+
+    async def main() -> None:
+        async with asyncio.timeout(3600):
+            await world.agent().run()
+        seconds.append(asyncio.get_running_loop().time())
+
+    run(main)
+    assert seconds[0] < 300
+    assert final(world).stop_reason is StopReason.STALLED
 
 
 def test_a_job_that_is_assigned_and_never_begins() -> None:

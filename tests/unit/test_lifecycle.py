@@ -665,11 +665,20 @@ def test_reaped_before_it_took_its_job(journal: str | None) -> None:
 IN_ORDER = Death(is_certain=True, is_in_order=True)
 
 
-@pytest.mark.parametrize("journal", ["none", "stale"])
+@pytest.mark.parametrize("journal", ["none", "stale", "damaged", "unreadable", "foreign"])
 def test_an_end_in_order_needs_no_journal(journal: str) -> None:
     """A full disk may have kept it from the end: there is nothing to finish all the same."""
     world = World()
-    world.machine.journal = None if journal == "none" else crashed_in(Phase.RUNNING)
+    if journal == "stale":
+        world.machine.journal = crashed_in(Phase.RUNNING)
+    elif journal == "damaged":
+        world.machine.journal = "{"
+    elif journal == "unreadable":
+        world.spoil = lambda ports: faulty_ports(ports, {"journal": Faults(Random(0), hang=1.0)})
+    elif journal == "foreign":
+        # Of an instance whose queue never answered, and from which the machine's image was made.
+        world.machine.journal = crashed_in(Phase.CLEANING, NotifierUnavailableError("away"))
+        world.machine.instance_id = "i-another"
     assert run(lambda: world.reap(death=IN_ORDER)) is None
     assert (world.notifier.received, world.terminator.requests) == ([], [])
 
@@ -701,9 +710,10 @@ def test_what_a_lost_journal_leaves_unknown(*, successor_reaps: bool) -> None:
     assert (message.status, message.job_ran) == (Status.FAILURE, None)
 
 
-def crashed_in(phase: Phase) -> str:
+def crashed_in(phase: Phase, queue: NotifierUnavailableError | None = None) -> str:
     """The journal of an agent that died in the phase."""
     world, journals = World(), list[str]()
+    world.notifier.error = queue
 
     def look(_event: Event) -> None:
         journal = world.machine.journal
@@ -722,6 +732,27 @@ def test_reaped_after_a_signal_that_asks_to_stop(phase: Phase | None) -> None:
     run(lambda: world.reap(death=Death(cause="signal (killed TERM)", interrupted_by="SIGTERM")))
     (message,) = world.notifier.received
     assert (message.status, message.interrupted_by) == (Status.INTERRUPTED, "SIGTERM")
+
+
+def test_successor_on_a_host_that_cannot_be_looked_at() -> None:
+    """Its own fault is no reason to say something else of the job than the dead agent has said."""
+    world = World()
+    world.machine.journal = crashed_in(Phase.CLEANING)
+    world.spoil = lambda ports: faulty_ports(ports, {"host_probe": Faults(Random(0), break_=1.0)})
+    outcome = live(world)
+    assert outcome.terminated
+    assert outcome.message is not None
+    assert (outcome.message.status, world.notifier.received) == (Status.SUCCESS, [])
+
+
+def test_job_that_has_run_on_a_host_that_cannot_be_looked_at() -> None:
+    """Nor is it one to forget which jobs have run here."""
+    world = World()
+    live(world)
+    world.notifier.received.clear()
+    world.spoil = lambda ports: faulty_ports(ports, {"host_probe": Faults(Random(0), break_=1.0)})
+    assert live(world).message is None
+    assert world.notifier.received == []
 
 
 def test_reaped_without_a_config() -> None:
