@@ -308,8 +308,7 @@ def test_cloudwatch_down_for_a_while(instance: Instance) -> None:
     instance.publish(job=job)
     instance.aws.faults.plan("logs:*", Answer(500, "InternalFailure"))
     running = instance.start()
-    running.wait_for("phase running")
-    running.wait_for("the log sink does not answer")
+    running.wait_for("phase running", "the log sink does not answer")
     instance.aws.faults.heal()
     instance.go()
     ended = running.end()
@@ -686,13 +685,16 @@ def test_20_000_odd_lines_and_an_outage(instance: Instance) -> None:
     odd_lines = "sys.stdout.buffer.writelines(b'%d \\xff\\xfe \\xe2\\x82 odd\\n' % n for n in range({}, {}))"
     first, second = odd_lines.format(0, 10_000), odd_lines.format(10_000, 20_000)
     long_line = "print('x' * 5_000_000)"
-    job = "".join(f'python3 -c "import sys; {code}"\n' for code in (first, long_line))
+    away = instance.folder / "away"
+    job = f"while ! test -e {away}; do sleep 0.05; done\n"
+    job += "".join(f'python3 -c "import sys; {code}"\n' for code in (first, long_line))
     job += f'{instance.until_go}python3 -c "import sys; {second}"\n'
     instance.put_config()
     instance.publish(job=job)
     running = instance.start()
     running.wait_for("phase running")
     instance.aws.faults.plan("logs:PutLogEvents", Answer(503))
+    away.touch()
     running.wait_for("the log sink does not answer")
     instance.aws.faults.heal()
     instance.go()
@@ -723,7 +725,7 @@ def test_no_secret_comes_out(instance: Instance) -> None:
     jit = jit_config(name="planted-jit-config")
     instance.put_config(jit_token=SECRETS["token"], jit_config=jit, cache_token=SECRETS["cache token"])
     # Every process's argument list and the job's own environment, as the job sees them.
-    spy = "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'\nenv\n"
+    spy = "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'\nenv | sed 's/^/of the job: /'\n"
     instance.publish(job=spy, scenario={"reject_jit": True})
     variables = {
         "AWS_ACCESS_KEY_ID": "AKIAPLANTED",
@@ -738,7 +740,9 @@ def test_no_secret_comes_out(instance: Instance) -> None:
     came_out = [ended.stdout, ended.stderr, *ended.log, json.dumps(ended.messages), *kept]
     for name, secret in {**SECRETS, "JIT config": jit}.items():
         assert not [text for text in came_out if secret in text], name
-    environment = {line.partition("=")[0] for line in ended.log}
+    # Others' argument lists may have variables too: those of tests that run beside this one.
+    own = [line.removeprefix("of the job: ") for line in ended.log if line.startswith("of the job: ")]
+    environment = {line.partition("=")[0] for line in own}
     assert "GITHUB_ACTIONS" in environment
     assert not [name for name in environment if name.startswith(("AWS_", "RUNS_FLEET_"))]
 
