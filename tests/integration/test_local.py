@@ -342,9 +342,12 @@ def test_successor_ends_what_a_killed_agent_left(local: Local, command: str) -> 
     running.send(signal.SIGKILL)
     running.process.communicate(timeout=60)
     assert processes_of(local.state_dir), "the runner lives on: that is what there is to end"
+    # What the journal has may be behind.
+    phase = json.loads((local.state_dir / "journal.json").read_text())["phase"]
+    assert phase in {"listening", "running"}
     ended = local.run(command=command)
     final = assert_one_end(ended, "failure")
-    assert "died in phase running" in final["error"]
+    assert f"died in phase {phase}" in final["error"]
     again = local.run(command="reap")
     assert (again.status, again.messages, len(again.terminations)) == (0, ended.messages, 1)
 
