@@ -440,19 +440,18 @@ def test_full_disk_and_a_fault(instance: Instance, small_disk: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [None, "at_job_start(lambda loop: loop.call_later(1, failing(SystemExit(0))))"]
+    "fault", [None, "at_job_start(lambda loop: loop.add_signal_handler(10, failing(SystemExit(0))))"]
 )
 def test_stderr_and_stdout_go_in_the_middle(local: Local, fault: str | None) -> None:
     """A reader that goes is nobody's concern, whether the agent ends itself or by its successor."""
     variables = plant(local.folder, fault) if fault else None
     running = local.start("--json", job=LONG_JOB, variables=variables)
-    running.wait_for("begun")
+    running.wait_for("begun", "sent the message started")
     for stream in (running.process.stderr, running.process.stdout):
         assert stream is not None
         stream.close()
     running.process.stderr = running.process.stdout = None
-    if fault is None:
-        running.send(signal.SIGTERM)
+    running.send(signal.SIGUSR1 if fault else signal.SIGTERM)
     ended = running.end()
     assert ended.status == (70 if fault else 0)
     assert_one_end(ended, "failure" if fault else "interrupted")
