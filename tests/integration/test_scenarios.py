@@ -300,7 +300,7 @@ TABLE: Final[Mapping[str, Row]] = {
     "job is assigned and vanishes": Row(
         takes_long=True,
         scenario={"assign_then_vanish": True},
-        flags=IDLE,
+        flags=("--idle-minutes", "0.5"),
         ends=stopped("stalled", "assigned did not begin within 0:01:00", 0, job_ran=False),
     ),
     "job comes late": Row(scenario={"assign_after_seconds": 1}, ends=SUCCEEDED),
@@ -359,7 +359,6 @@ TABLE: Final[Mapping[str, Row]] = {
     "SIGTERM, and the job ignores SIGINT and SIGTERM": Row(
         job=DEAF,
         scenario={"step_sigint_seconds": 0.2, "step_sigterm_seconds": 0.2},
-        flags=("--shutdown-grace-seconds", "9"),  # with the defaults it would take 10 s
         sigterm_after="begun",
         ends=CANCELED,
     ),
@@ -609,7 +608,8 @@ def begin(local: Local, row: Row, way: Way) -> Running[Ended]:
     local.config |= row.config
     running = local.start(*row.flags, job=row.job, scenario=row.scenario, scripts_only=way == "run.sh")
     if row.sigterm_after is not None:
-        running.wait_for(row.sigterm_after)
+        end = row.ends.by(way)
+        running.wait_for(row.sigterm_after, *["sent the message started"] * (end is not None and end.job_ran))
         running.send(signal.SIGTERM)
     return running
 
