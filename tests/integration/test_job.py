@@ -555,7 +555,7 @@ def test_steps_are_heard_while_they_run(instance: Instance) -> None:
         echo "line $((n + 1))"
     """
     instance.put_config()
-    instance.publish(job, {"echo_steps": False, "page_bytes": 1000, "upload_seconds": 2})
+    instance.publish(job, {"echo_steps": False, "page_bytes": 1000, "upload_seconds": 5})
     running = instance.start()
     lines = wait_for_line(instance, "all of them: ")
     assert running.process.poll() is None
