@@ -173,10 +173,11 @@ def test_a_program_that_does_not_end_is_killed(root: Path, text: str) -> None:
     # A machine that is busy may not even have started it by then.
     for seconds in (0.5, 5.0, PATIENCE):
         assert prebaked_version(root, seconds) is None
-        if pid := told.exists() and told.read_text():
+        if told.exists() and told.read_text():
             break
+    pid = int(told.read_text())
     with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
 
 
 def test_what_it_starts_is_killed(root: Path) -> None:
