@@ -16,7 +16,7 @@ from sample_runner.build import build_archive, jit_config
 
 from support.faults import Answer, Hang, Lose, Refuse, Slow, denied, throttled, wall_clock
 from support.instance import GROUP, VERSION, Ended, Instance
-from support.wheel import JOB_ID, TOKEN, processes_of
+from support.wheel import JOB_ID, TIMEOUT_SECONDS, TOKEN, processes_of
 
 LONG_JOB = "echo begun\nexec sleep 1000\n"
 PHASES = ["booting", "configuring", "provisioning", "registering", "listening", "running"]
@@ -531,7 +531,7 @@ def test_successor_ends_what_a_killed_agent_left(instance: Instance, command: st
     running = instance.start()
     running.wait_for("sent the message started")
     running.send(signal.SIGKILL)
-    running.process.communicate(timeout=60)
+    running.process.communicate(timeout=TIMEOUT_SECONDS)
     assert processes_of(instance.folder), "the runner lives on: that is what there is to end"
     phase = phase_at_death(instance)
     ended = instance.run(command=command)
@@ -555,7 +555,7 @@ def test_successor_delivers_the_spool_of_a_killed_agent(instance: Instance, comm
     # On the console, and as the step's own line: then nothing is on its way to the disk.
     running.wait_for('"all is printed"', 'Z all is printed"', "sent the message started")
     running.send(signal.SIGKILL)
-    running.process.communicate(timeout=60)
+    running.process.communicate(timeout=TIMEOUT_SECONDS)
     segments = [json.loads(path.read_text()) for path in sorted((instance.state_dir / "log-spool").iterdir())]
     spooled = [text for _, texts in segments for text in texts]
     assert len(spooled) * size > 5_000_000
@@ -585,7 +585,7 @@ def test_successor_while_the_metadata_service_is_down(instance: Instance, comman
     running = instance.start(variables=keys)
     running.wait_for("sent the message started")
     running.send(signal.SIGKILL)
-    running.process.communicate(timeout=60)
+    running.process.communicate(timeout=TIMEOUT_SECONDS)
     instance.imds.faults.plan("imds:*", Refuse())
     phase = phase_at_death(instance)
     ended = instance.run(command=command, variables=keys)

@@ -15,7 +15,7 @@ from support.github import GitHub
 from support.instance import Instance
 from support.local import Ended, Local
 from support.planting import plant
-from support.wheel import JOB_ID
+from support.wheel import JOB_ID, TIMEOUT_SECONDS
 
 LONG_JOB = "echo begun\nexec sleep 1000\n"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -192,7 +192,7 @@ def test_escape_where_nobody_reads(local: Local) -> None:
     """A stderr that is stuck holds up neither the process that ends, nor what it becomes."""
     body = "instead('agent_core.lifecycle', 'Ending', lambda _: failing(SystemExit(0)))"
     running = local.start(job="seq 1 60000\n", variables=plant(local.folder, body))
-    running.process.wait(timeout=120)
+    running.process.wait(timeout=TIMEOUT_SECONDS)
     ended = running.end()
     assert ended.status == 70
     assert_one_end(ended, "success")
@@ -511,7 +511,7 @@ def test_signals_while_a_successor_works(local: Local) -> None:
     running = local.start(job=LONG_JOB)
     running.wait_for("begun", "sent the message started")
     running.send(signal.SIGKILL)
-    running.process.communicate(timeout=60)
+    running.process.communicate(timeout=TIMEOUT_SECONDS)
     reaping = local.start(command="reap")
     reaping.wait_for("phase stopping")
     storm(reaping, until_end=True)
