@@ -163,7 +163,7 @@ IDLE: Final = ("--idle-minutes", "0.05")
 HASTY: Final = ("--shutdown-grace-seconds", "1")
 
 LONG_ENOUGH: Final = 4
-"""Seconds for the agent to read the console so far, and open a page, before the Worker, or the page, is gone."""
+"""Seconds for the agent to read the console, and open a page, before the Worker, or the page, has gone."""
 
 # The scenarios
 
