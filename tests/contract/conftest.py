@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from agent_adapters.aws.clients import _TIMEOUTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytest.register_assert_rewrite("agent_core.testing.contracts")
 
 NOBODY = 65534
+PATIENCE_SECONDS = 60.0
 
 
 class Unprivileged(Protocol):
@@ -36,3 +39,12 @@ def unprivileged() -> Iterator[Unprivileged]:
     yield drop
     if privileged:
         os.seteuid(0)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks AWS, or the metadata service, waits for as long as a machine may take that is busy."""
+    for service in _TIMEOUTS:
+        monkeypatch.setitem(_TIMEOUTS, service, (PATIENCE_SECONDS, PATIENCE_SECONDS))
+    for name in ("_TIMEOUT_SECONDS", "_ANSWER_SECONDS"):
+        monkeypatch.setattr(f"agent_adapters.aws.metadata.{name}", PATIENCE_SECONDS)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from support.aws import Aws
     from support.faults import Fault
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 PARAMETER = f"/runs-fleet/runners/{INSTANCE_ID}/config"
 CREDENTIAL = f"/runs-fleet/runners/{INSTANCE_ID}/credential"
 CONFIG = {"org": "Shavakan", "repo": "my-repo", "labels": ["runs-fleet=12345"], "job_id": "67890"}

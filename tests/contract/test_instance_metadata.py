@@ -27,7 +27,7 @@ AT = datetime(2026, 11, 21, 12, 2, tzinfo=UTC)
 
 
 @pytest.fixture
-def metadata(imds: Imds) -> InstanceMetadata:
+def metadata(imds: Imds, patient: None) -> InstanceMetadata:  # noqa: ARG001
     return InstanceMetadata(imds.url)
 
 
@@ -65,14 +65,20 @@ def test_a_proxy_is_not_asked(metadata: InstanceMetadata, monkeypatch: pytest.Mo
     "question", [InstanceMetadata.instance_id, InstanceMetadata.region, InstanceMetadata.spot_notice]
 )
 def test_a_service_that_does_not_answer(
-    imds: Imds, metadata: InstanceMetadata, fault: Fault, question: Callable[[InstanceMetadata], Any]
+    imds: Imds,
+    metadata: InstanceMetadata,
+    fault: Fault,
+    question: Callable[[InstanceMetadata], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It costs a bounded time, is one error, and is over when the service is back."""
     imds.spot_notice(AT)
     imds.faults.plan("imds:*", fault)
+    monkeypatch.setattr("agent_adapters.aws.metadata._TIMEOUT_SECONDS", 1.0)
     with pytest.raises(MetadataUnavailableError):
         question(metadata)
 
+    monkeypatch.setattr("agent_adapters.aws.metadata._TIMEOUT_SECONDS", 60.0)
     imds.faults.heal()
 
     assert question(metadata)
@@ -230,7 +236,7 @@ def watch(metadata: InstanceMetadata, told: Told, meanwhile: Callable[[Told], An
     async def run() -> None:
         watching = asyncio.create_task(SpotWatch(metadata).run(told.stops.append, told.warnings.append))
         await meanwhile(told)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await watching
 
     asyncio.run(run())

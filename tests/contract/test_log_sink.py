@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from support.aws import Aws
     from support.faults import Fault
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 GROUP = "/runs-fleet/runners"
 STREAM = "i-0123456789abcdef0/67890"
 

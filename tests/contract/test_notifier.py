@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from support.aws import Aws
     from support.faults import Fault
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 STARTED = StatusMessage(instance_id="i-1", job_id="1", status=Status.STARTED, message_id="m")
 
 

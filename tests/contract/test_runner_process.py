@@ -220,7 +220,8 @@ def scenario_of(behaviour: RunnerBehaviour) -> dict[str, object]:
         "never_assign": behaviour.never_assigns,
         "assign_then_vanish": behaviour.vanishes,
         "steps": [{"run": script} for script in [*map(script_printing, behaviour.steps), job_of(behaviour)]],
-        "upload_seconds": 0.5,
+        # What a page has, whoever follows has seen by then.
+        "upload_seconds": 5.0 if behaviour.steps or behaviour.prints_variable else 0.5,
         "output": {"raw_base64": base64.b64encode(behaviour.prints).decode()},
         "ignore_sigint": behaviour.ignores_interrupt,
         "clean_orphans": False,
@@ -252,7 +253,7 @@ def job_of(behaviour: RunnerBehaviour) -> str:
 
 
 LISTENER = "bin/Runner.Listener"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 """What is awaited for so long does not come."""
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -586,9 +587,9 @@ def test_a_successor_kills_what_a_dead_agent_left(place: Place, run: Run, left: 
         (cd / && exec {left.daemon} &>/dev/null) &
         echo $! >daemon
         until grep -qs sleep /proc/$!/comm; do :; done
-        echo ready
         """
-        + ("" if left.runner_ends else "sleep infinity"),
+        # All are there before the agent hears of it, and may be killed.
+        + ("echo ready" if left.runner_ends else "sleep infinity &\necho ready\nwait"),
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     agent = subprocess.Popen(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from agent_app.container import Container
     from support.aws import Aws
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 NONSENSE = [
     b"",
     b"<html>sign in</html>",

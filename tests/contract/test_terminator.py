@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from support.aws import Aws
     from support.faults import Fault
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 NOW = datetime(2025, 11, 25, 10, tzinfo=UTC)
 
 

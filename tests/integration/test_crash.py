@@ -18,7 +18,7 @@ from support.aws import Aws
 from support.github import GitHub
 from support.imds import InstanceMetadata
 from support.instance import Ended, Instance, instance_of
-from support.wheel import Running, processes_of
+from support.wheel import TIMEOUT_SECONDS, Running, processes_of
 
 CRASHES = int(os.environ.get("CRASHES", "12"))
 """At how many moments an agent is killed; `make crashes` kills it at 200."""
@@ -85,7 +85,7 @@ def kill(running: Running[Ended], after: float = 0) -> None:
         running.process.communicate(timeout=after)
     except subprocess.TimeoutExpired:
         running.send(signal.SIGKILL)
-        running.process.communicate(timeout=60)
+        running.process.communicate(timeout=TIMEOUT_SECONDS)
 
 
 def phase_at_death(running: Running[Ended], instance: Instance) -> str:
@@ -189,7 +189,7 @@ def test_two_successors_at_once(instance: Instance) -> None:
     """One finishes, and the other says nothing."""
     leave_a_job(instance)
     both = [instance.start(command="reap") for _ in range(2)]
-    silent, telling = sorted(running.process.communicate(timeout=60) for running in both)
+    silent, telling = sorted(running.process.communicate(timeout=TIMEOUT_SECONDS) for running in both)
     assert [running.process.returncode for running in both] == [0, 0]
     assert silent == ("", "")
     assert telling[1].count('"TerminationRequested"') == 1
@@ -203,7 +203,7 @@ def test_successor_beside_a_live_agent(instance: Instance) -> None:
     running = instance.start()
     running.wait_for("sent the message started")
     reaping = instance.start(command="reap")
-    assert reaping.process.communicate(timeout=60) == ("", "")
+    assert reaping.process.communicate(timeout=TIMEOUT_SECONDS) == ("", "")
     assert reaping.process.returncode == 0
     assert not instance.aws.terminations
     instance.go()
@@ -220,7 +220,7 @@ def test_numbers_that_other_processes_have_by_now(instance: Instance) -> None:
             process["pid"] = stranger.pid
         journal_path(instance).write_text(json.dumps(journal))
         reaping = instance.start(command="reap")
-        _, stderr = reaping.process.communicate(timeout=60)
+        _, stderr = reaping.process.communicate(timeout=TIMEOUT_SECONDS)
         left = processes_of(instance.folder)
         alive = stranger.poll() is None
         stranger.kill()

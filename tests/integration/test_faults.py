@@ -15,7 +15,7 @@ from support.github import GitHub
 from support.instance import Instance
 from support.local import Ended, Local
 from support.planting import plant
-from support.wheel import JOB_ID
+from support.wheel import JOB_ID, TIMEOUT_SECONDS
 
 LONG_JOB = "echo begun\nexec sleep 1000\n"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -203,7 +203,7 @@ def test_escape_where_nobody_reads(local: Local) -> None:
     """A stderr that is stuck holds up neither the process that ends, nor what it becomes."""
     body = "instead('agent_core.lifecycle', 'Ending', lambda _: failing(SystemExit(0)))"
     running = local.start(job="seq 1 60000\n", variables=plant(local.folder, body))
-    running.process.wait(timeout=120)
+    running.process.wait(timeout=TIMEOUT_SECONDS)
     ended = running.end()
     assert ended.status == 70
     assert_one_end(ended, "success")
@@ -451,19 +451,18 @@ def test_full_disk_and_a_fault(instance: Instance, small_disk: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [None, "at_job_start(lambda loop: loop.call_later(1, failing(SystemExit(0))))"]
+    "fault", [None, "at_job_start(lambda loop: loop.add_signal_handler(10, failing(SystemExit(0))))"]
 )
 def test_stderr_and_stdout_go_in_the_middle(local: Local, fault: str | None) -> None:
     """A reader that goes is nobody's concern, whether the agent ends itself or by its successor."""
     variables = plant(local.folder, fault) if fault else None
     running = local.start("--json", job=LONG_JOB, variables=variables)
-    running.wait_for("begun")
+    running.wait_for("begun", "sent the message started")
     for stream in (running.process.stderr, running.process.stdout):
         assert stream is not None
         stream.close()
     running.process.stderr = running.process.stdout = None
-    if fault is None:
-        running.send(signal.SIGTERM)
+    running.send(signal.SIGUSR1 if fault else signal.SIGTERM)
     ended = running.end()
     assert ended.status == (70 if fault else 0)
     assert_one_end(ended, "failure" if fault else "interrupted")
@@ -523,7 +522,7 @@ def test_signals_while_a_successor_works(local: Local) -> None:
     running = local.start(job=LONG_JOB)
     running.wait_for("begun", "sent the message started")
     running.send(signal.SIGKILL)
-    running.process.communicate(timeout=60)
+    running.process.communicate(timeout=TIMEOUT_SECONDS)
     reaping = local.start(command="reap")
     reaping.wait_for("phase stopping")
     storm(reaping, until_end=True)

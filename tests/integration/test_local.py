@@ -13,7 +13,7 @@ from sample_runner.build import jit_config
 
 from support.github import GitHub
 from support.local import Ended, Local
-from support.wheel import COMMAND, JOB_ID, TOKEN, processes_of
+from support.wheel import COMMAND, JOB_ID, TIMEOUT_SECONDS, TOKEN, processes_of
 
 LONG_JOB = "echo begun\nexec sleep 1000\n"
 
@@ -22,7 +22,7 @@ def assert_one_end(ended: Ended, status: str, *, started: bool = True) -> dict[s
     """One final message, of that status, and one termination; the message."""
     assert ended.statuses == (["started", status] if started else [status]), ended.stderr
     assert [request["instance_id"] for request in ended.terminations] == ["local"]
-    assert len({message["message_id"] for message in ended.messages}) == len(ended.messages)
+    assert len(ended.statuses) == len(ended.messages)
     assert all(message["job_id"] == JOB_ID for message in ended.messages)
     for name in ("exit_code", "duration_seconds"):
         assert type(ended.final.get(name, 0)) is int
@@ -328,7 +328,7 @@ def test_second_agent_leaves_the_first_alone(local: Local) -> None:
     running = local.start(job=LONG_JOB)
     running.wait_for("begun", "sent the message started")
     second = local.start()
-    second.process.communicate(timeout=60)
+    second.process.communicate(timeout=TIMEOUT_SECONDS)
     assert second.process.returncode == 64
     running.send(signal.SIGTERM)
     assert_one_end(running.end(), "interrupted")
@@ -340,11 +340,14 @@ def test_successor_ends_what_a_killed_agent_left(local: Local, command: str) -> 
     running = local.start(job=LONG_JOB)
     running.wait_for("begun", "sent the message started")
     running.send(signal.SIGKILL)
-    running.process.communicate(timeout=60)
+    running.process.communicate(timeout=TIMEOUT_SECONDS)
     assert processes_of(local.state_dir), "the runner lives on: that is what there is to end"
+    # What the journal has may be behind.
+    phase = json.loads((local.state_dir / "journal.json").read_text())["phase"]
+    assert phase in {"listening", "running"}
     ended = local.run(command=command)
     final = assert_one_end(ended, "failure")
-    assert "died in phase running" in final["error"]
+    assert f"died in phase {phase}" in final["error"]
     again = local.run(command="reap")
     assert (again.status, again.messages, len(again.terminations)) == (0, ended.messages, 1)
 
@@ -391,7 +394,7 @@ def test_usage_errors(arguments: list[str]) -> None:
 def test_stderr_that_nobody_reads(local: Local) -> None:
     """An agent whose stderr is stuck still reads its runner to the end, and ends itself."""
     running = local.start(job="seq 1 60000\n")
-    running.process.wait(timeout=120)
+    running.process.wait(timeout=TIMEOUT_SECONDS)
     ended = running.end()
     assert_one_end(ended, "success")
     assert [line for line in ended.log if line.isdecimal()] == [str(n) for n in range(1, 60_001)]
@@ -434,14 +437,14 @@ def test_reap_needs_no_job_and_hears_no_signal(local: Local) -> None:
     running = local.start(job=LONG_JOB)
     running.wait_for("begun", "sent the message started")
     running.send(signal.SIGKILL)
-    running.process.communicate(timeout=60)
+    running.process.communicate(timeout=TIMEOUT_SECONDS)
     command = [str(COMMAND), "reap", "--profile", "local", "--max-runtime", "abc"]
     command += ["--state-dir", str(local.state_dir)]
     reaping = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert reaping.stderr is not None
     reaping.stderr.readline()
     reaping.send_signal(signal.SIGTERM)
-    _, stderr = reaping.communicate(timeout=60)
+    _, stderr = reaping.communicate(timeout=TIMEOUT_SECONDS)
     assert reaping.returncode == 0, stderr
     assert processes_of(local.state_dir) == []
     assert Ended(0, "", stderr, local.state_dir).statuses == ["started", "failure"]
@@ -508,7 +511,7 @@ def test_two_agents_at_once(local: Local) -> None:
     """Of two that start together one does the job, and the other does nothing."""
     first, second = local.start(), local.start()
     for running in (first, second):
-        running.process.wait(timeout=120)
+        running.process.wait(timeout=TIMEOUT_SECONDS)
     ended = first.end()
     assert sorted(running.process.returncode for running in (first, second)) == [0, 64]
     assert_one_end(ended, "success")

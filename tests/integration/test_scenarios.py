@@ -162,24 +162,27 @@ JIT: Final = build.jit_config(name="jit-runner")
 IDLE: Final = ("--idle-minutes", "0.05")
 HASTY: Final = ("--shutdown-grace-seconds", "1")
 
+LONG_ENOUGH: Final = 4
+"""Seconds for the agent to read the console, and open a page, before the Worker, or the page, has gone."""
+
 # The scenarios
 
 TABLE: Final[Mapping[str, Row]] = {
     # Steps
     "one step": Row(
         job="echo one\necho\necho '  three'\nprintf 'no end'\n",
-        scenario={"upload_seconds": 1},
+        scenario={"upload_seconds": LONG_ENOUGH},
         printed={2: ["one", "", "  three", "no end"]},
         ends=SUCCEEDED,
     ),
     "failing step": Row(
-        job="echo one\nexit 3\n", scenario={"upload_seconds": 1}, printed={2: ["one"]}, ends=FAILED
+        job="echo one\nexit 3\n", scenario={"upload_seconds": LONG_ENOUGH}, printed={2: ["one"]}, ends=FAILED
     ),
     "steps": Row(
         scenario={
             "steps": [{"name": "first", "run": "echo one; echo two"}, {"run": "echo three >&2"}],
             "echo_steps": False,
-            "upload_seconds": 1,
+            "upload_seconds": LONG_ENOUGH,
         },
         printed={2: ["one", "two"], 3: ["three"]},
         ends=SUCCEEDED,
@@ -188,20 +191,20 @@ TABLE: Final[Mapping[str, Row]] = {
         scenario={
             "steps": [{"run": "echo one; exit 1"}, {"run": "echo never"}],
             "echo_steps": False,
-            "upload_seconds": 1,
+            "upload_seconds": LONG_ENOUGH,
         },
         printed={2: ["one"], 3: ["Cleaning up orphan processes"]},
         ends=FAILED,
     ),
     "many pages": Row(
         job="seq 1000 1099\n",
-        scenario={"page_bytes": 300, "upload_seconds": 1, "echo_steps": False},
+        scenario={"page_bytes": 300, "upload_seconds": LONG_ENOUGH, "echo_steps": False},
         printed={2: [str(n) for n in range(1000, 1100)]},
         ends=SUCCEEDED,
     ),
     "pages with a buffer": Row(
         job="seq 1000 1999\n",
-        scenario={"page_buffer_bytes": 4096, "page_bytes": 20_000, "upload_seconds": 1},
+        scenario={"page_buffer_bytes": 4096, "page_bytes": 20_000, "upload_seconds": LONG_ENOUGH},
         printed={2: [str(n) for n in range(1000, 2000)]},
         ends=SUCCEEDED,
     ),
@@ -300,7 +303,7 @@ TABLE: Final[Mapping[str, Row]] = {
     "job is assigned and vanishes": Row(
         takes_long=True,
         scenario={"assign_then_vanish": True},
-        flags=IDLE,
+        flags=("--idle-minutes", "0.5"),
         ends=stopped("stalled", "assigned did not begin within 0:01:00", 0, job_ran=False),
     ),
     "job comes late": Row(scenario={"assign_after_seconds": 1}, ends=SUCCEEDED),
@@ -314,7 +317,7 @@ TABLE: Final[Mapping[str, Row]] = {
     ),
     "hangs after the job": Row(
         takes_long=True,
-        scenario={"hang_after_completed": True, "upload_seconds": 1},
+        scenario={"hang_after_completed": True, "upload_seconds": LONG_ENOUGH},
         flags=HASTY,
         ends=Ends(*[End(status="success", exit_code=0, job_result="succeeded", runner_exit_code=137)] * 2),
         told=["the runner did not end after its job had completed, within 0:01:00 (ending already)"],
@@ -341,7 +344,7 @@ TABLE: Final[Mapping[str, Row]] = {
     ),
     "SIGTERM, and the cancellation takes a while": Row(
         job=RUNS_ON,
-        scenario={"cancel_seconds": 2, "upload_seconds": 1},
+        scenario={"cancel_seconds": 2, "upload_seconds": LONG_ENOUGH},
         sigterm_after="begun",
         printed={2: ["begun"]},
         ends=CANCELED,
@@ -359,7 +362,6 @@ TABLE: Final[Mapping[str, Row]] = {
     "SIGTERM, and the job ignores SIGINT and SIGTERM": Row(
         job=DEAF,
         scenario={"step_sigint_seconds": 0.2, "step_sigterm_seconds": 0.2},
-        flags=("--shutdown-grace-seconds", "9"),  # with the defaults it would take 10 s
         sigterm_after="begun",
         ends=CANCELED,
     ),
@@ -369,14 +371,14 @@ TABLE: Final[Mapping[str, Row]] = {
     # Daemons
     "daemons, that the Worker looks for": Row(
         job=DAEMONS,
-        scenario={"step_drain_seconds": 0.2, "upload_seconds": 1},
+        scenario={"step_drain_seconds": 0.2, "upload_seconds": LONG_ENOUGH},
         printed={2: ["left them"]},
         ends=SUCCEEDED,
         told=["Terminate orphan process: pid", "killed 1 processes"],
     ),
     "daemons": Row(
         job=DAEMONS,
-        scenario={"clean_orphans": False, "step_drain_seconds": 0.2, "upload_seconds": 1},
+        scenario={"clean_orphans": False, "step_drain_seconds": 0.2, "upload_seconds": LONG_ENOUGH},
         printed={2: ["left them"]},
         ends=SUCCEEDED,
         told=["killed 3 processes"],
@@ -392,8 +394,6 @@ TABLE: Final[Mapping[str, Row]] = {
 STAMP: Final = "2026-01-01 00:00:00Z"
 CONSOLE: Final = LISTENER + "exec 3>/proc/$listener/fd/1\n"
 """From here on, a step can write straight into what the Listener writes into."""
-LONG_ENOUGH: Final = 0.5
-"""For the agent to read the console so far, before the Worker has gone."""
 
 
 def claim(result: str, job_name: str = "sample") -> str:
@@ -455,14 +455,14 @@ LIES: Final[Mapping[str, Row]] = {
     ),
     "printed, at the end of a step that fails": Row(
         job=f"{say(*CLAIMS)}exit 1\n",
-        scenario={"upload_seconds": 1},
+        scenario={"upload_seconds": LONG_ENOUGH},
         printed={2: CLAIMS},
         ends=FAILED,
         told=[f"\n{each}\n" for each in CLAIMS],
     ),
     "printed, at the end of a step that succeeds": Row(
         job=say(*CLAIMS, claim("Failed")),
-        scenario={"upload_seconds": 1},
+        scenario={"upload_seconds": LONG_ENOUGH},
         printed={2: [*CLAIMS, claim("Failed")]},
         ends=Ends(SUCCEEDED.listener, None),
     ),
@@ -545,7 +545,7 @@ NOISE: Final[Mapping[str, Row]] = {
     ),
     "steps": Row(
         job=r"printf 'a\377b\n\033[2Jc\n10%%\r20%%\rdone\n\0\n\302\205\n'" + "\n",
-        scenario={"upload_seconds": 1},
+        scenario={"upload_seconds": LONG_ENOUGH},
         printed={2: ["a\ufffdb", "\x1b[2Jc", "10%", "20%", "done", "\0", "\x85"]},
         ends=SUCCEEDED,
         told=["a\\xffb"],
@@ -609,7 +609,8 @@ def begin(local: Local, row: Row, way: Way) -> Running[Ended]:
     local.config |= row.config
     running = local.start(*row.flags, job=row.job, scenario=row.scenario, scripts_only=way == "run.sh")
     if row.sigterm_after is not None:
-        running.wait_for(row.sigterm_after)
+        end = row.ends.by(way)
+        running.wait_for(row.sigterm_after, *["sent the message started"] * (end is not None and end.job_ran))
         running.send(signal.SIGTERM)
     return running
 

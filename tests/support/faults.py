@@ -26,7 +26,7 @@ PIECE_BYTES: Final = 256 * 1024
 _IN_MEMORY_BYTES: Final = 4 * 1024 * 1024
 """Larger bodies of requests go to a file."""
 
-_END_SECONDS: Final = 10.0
+_END_SECONDS: Final = 60.0
 _PIECES_A_SECOND: Final = 20
 _CUT_OFF: Final = "the client left in the middle of its request"
 _BODILESS: Final = frozenset({204, 304})
@@ -244,7 +244,7 @@ class FakeServer(ABC):
             return list(self._calls)
 
     def wait_for(
-        self, match: str, times: int = 1, *, status: int | None = None, within: float = 30.0
+        self, match: str, times: int = 1, *, status: int | None = None, within: float = 120.0
     ) -> list[Call]:
         """Returns when so many have come, or, with a `status`, have been answered so.
 
@@ -271,7 +271,7 @@ class FakeServer(ABC):
             assert self._changed.wait_for(enough, within), f"{match}: {len(found)} of {times} in {within} s"
         return found
 
-    def wait_until_unused(self, within: float = 30.0) -> None:
+    def wait_until_unused(self, within: float = 120.0) -> None:
         """Returns when no connection is open: every request that came has had its effect."""
         assert self._listener.is_idle(within), f"a connection is open after {within} s"
 

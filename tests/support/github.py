@@ -123,7 +123,7 @@ class GitHub(FakeServer):
         """Downloads go on."""
         self._flowing.set()
 
-    def wait_for_halt(self, within: float = 30.0) -> None:
+    def wait_for_halt(self, within: float = 120.0) -> None:
         """Returns when a download stands still; each is waited for once."""
         with self._halted:
             assert self._halted.wait_for(lambda: self._halts > 0, within), (

@@ -149,6 +149,7 @@ class Machine:
         """What was said so far, by the unit and about it; or all."""
         if not self.is_up:
             return "(the machine is down)"
+        self._run("journalctl", "--sync")  # what was said may still be on its way
         return self._run("journalctl", "--output", "cat", *(("--unit", unit) if unit else ())).stdout
 
     @contextmanager

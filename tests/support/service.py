@@ -6,7 +6,7 @@ from typing import Any
 
 from support.instance import Instance
 from support.machine import Machine
-from support.wheel import COMMAND
+from support.wheel import COMMAND, statuses_of
 
 __all__ = ["POWER_OFF", "SERVICE", "TIMER", "Service"]
 
@@ -65,6 +65,10 @@ class Service:
     def messages(self) -> list[dict[str, Any]]:
         """What the queue took, repeats too."""
         return self.instance.aws.messages(self.instance.queue_url)
+
+    @property
+    def statuses(self) -> list[str]:
+        return statuses_of(self.messages)
 
     @property
     def finals(self) -> list[Mapping[str, Any]]:

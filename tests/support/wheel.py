@@ -47,7 +47,8 @@ def missing_of(texts: Iterable[str], lines: Iterable[str]) -> set[str]:
 
 
 def statuses_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [message["status"] for message in messages]
+    """One for each message: a queue that was slow to confirm one may have it again, under the same ID."""
+    return list({message["message_id"]: message["status"] for message in messages}.values())
 
 
 @frozen

@@ -34,7 +34,7 @@ def test_a_job(service: Service) -> None:
     service.wait_until_over()
 
     assert service.machine.show(SERVICE, "Result") == "success"
-    assert [message["status"] for message in service.messages] == ["started", "success"]
+    assert service.statuses == ["started", "success"]
     assert service.state in {"shutting-down", "terminated"}
     assert len(instance.aws.terminations) == 1
     assert "the agent died" not in service.journal
@@ -77,7 +77,7 @@ def test_terminate_denied_for_good(service: Service) -> None:
         journal.wait_for("status=69")
 
     assert service.machine.power_off_asked()
-    assert [message["status"] for message in service.messages] == ["started", "success"]
+    assert service.statuses == ["started", "success"]
 
 
 @pytest.mark.parametrize("armed", [True, False])
@@ -160,7 +160,7 @@ def test_reap_by_hand(service: Service) -> None:
         instance.go()
     service.wait_until_over()
 
-    assert [message["status"] for message in service.messages] == ["started", "success"]
+    assert service.statuses == ["started", "success"]
     assert len(instance.aws.terminations) == 1
 
 
@@ -177,7 +177,7 @@ def test_a_stranger_that_holds_the_lock(service: Service) -> None:
     service.signal(signal.SIGKILL)
     service.wait_until_over()
 
-    assert [message["status"] for message in service.finals] == ["failure"]
+    assert service.statuses[1:] == ["failure"]
     assert service.state in {"shutting-down", "terminated"}
 
 

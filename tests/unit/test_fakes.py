@@ -189,6 +189,7 @@ class TestFaults:
         github.faults.plan("github:redirect", Hang())
         with pytest.raises(httpx.ReadTimeout):
             httpx.get(asset_url(github), timeout=IMPATIENCE, trust_env=False)
+        github.wait_for("github:redirect")  # the client may have gone before its request was read
         github.faults.heal()
         github.wait_until_unused()
         assert [call.status for call in github.calls] == [None]

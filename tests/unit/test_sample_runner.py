@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sample_runner"
-PATIENCE = 30.0
+PATIENCE = 100.0
 """Seconds after which what was awaited is taken not to come; nothing here takes nearly so long."""
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ"
@@ -970,7 +970,7 @@ def test_steps_after_the_canceled_one_do_not_run(make_runner: MakeRunner) -> Non
 def test_a_step_gets_sigint_then_sigterm_then_sigkill(make_runner: MakeRunner) -> None:
     traps = "trap 'echo INT' INT\ntrap 'echo TERM' TERM\n"
     job = f"{traps}echo begun\nset +e\nwhile :; do read -r _ < $HOME/gate; done\n"
-    runner = make_runner(job, step_sigint_seconds=0.4, step_sigterm_seconds=0.4)
+    runner = make_runner(job, step_sigint_seconds=0.4, step_sigterm_seconds=4)
     runner.fifo("gate")
     process = runner.listen()
     process.expect("begun")
@@ -1155,8 +1155,11 @@ def test_worker_may_hang_after_the_last_step(make_runner: MakeRunner, number: si
     process = runner.listen()
     process.expect("begun")
     process.send(number)
+    end = time.monotonic() + PATIENCE
+    while "Finished step: Run job" not in runner.log("Worker"):
+        assert is_alive(process.pid, 0.05)
+        assert time.monotonic() < end
     assert is_alive(process.pid, 0.3)
-    assert "Finished step: Run job" in runner.log("Worker")
     assert len(runner.processes("Runner.Worker")) == 1
 
 

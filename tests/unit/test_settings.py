@@ -962,6 +962,7 @@ def as_text(name: str, value: object) -> str:
         case tuple():
             return shlex.join(f"{variable}={text}" for variable, text in value)
         case Path():  # as it stands, whatever it begins and ends with
-            return f"{value if value.is_absolute() else f'./{value}'}/."
+            text = str(value if value.is_absolute() else f"./{value}")
+            return f"{text}." if text.endswith("/") else f"{text}/."  # // is not the root
         case _:
             return str(value)

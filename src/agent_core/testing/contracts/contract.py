@@ -27,7 +27,7 @@ _E = TypeVar("_E", bound=BaseException)
 _C = TypeVar("_C", bound="Contract")
 
 _PAUSE_SECONDS: Final = 0.01
-_BUSY_SECONDS: Final = 30.0
+_BUSY_SECONDS: Final = 120.0
 _CANCEL_STEPS: Final = 6
 """Iterations of the loop: more than any call needs to get under way."""
 
@@ -39,7 +39,7 @@ class Contract:
     pytest makes a new object for each test, so `setup_method` is the place to set things up.
     """
 
-    patience_seconds: ClassVar[float] = 60.0
+    patience_seconds: ClassVar[float] = 180.0
     """What is awaited for so long does not come: a test that hangs fails. No promise depends on it."""
 
     def run(self, main: Coroutine[Any, Any, _T]) -> _T:
