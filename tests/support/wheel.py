@@ -47,8 +47,9 @@ def missing_of(texts: Iterable[str], lines: Iterable[str]) -> set[str]:
 
 
 def statuses_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One for each message: a queue that was slow to confirm one may have it again, under the same ID."""
-    return list({message["message_id"]: message["status"] for message in messages}.values())
+    """One for each message: a queue that was slow to confirm one may have it again, as it was."""
+    told = dict.fromkeys((message["message_id"], message["status"]) for message in messages)
+    return [status for _, status in told]
 
 
 @frozen
