@@ -102,11 +102,13 @@ class Hearing:
             self._lied |= result is not self._after_work.result
             return
         self._life.emit(JobCompleted(name, result))
-        if self.milestones.completed is None:
-            # However often it is said: a repeat would put off the runner's end, and max runtime with it.
+        # Otherwise it may be a piece of the job's name that says so; the end will tell.
+        is_after_work = has_worked and works is False
+        if is_after_work or self.milestones.completed is None:
+            # Of what may be lies the first: a repeat would put off the runner's end, and max runtime with it.
+            # But no lie takes anything from the time that the runner has to exit.
             self._reach(evolve(self.milestones, completed=_time()))
-        if has_worked and works is False:
-            # Otherwise it may be a piece of the job's name that says so; the end will tell.
+        if is_after_work:
             self._after_work = claim
             self._life.chronicle.note(job_result=claim.result, completed_at=claim.at)
             self._life.settle()

@@ -200,6 +200,16 @@ def test_a_name_that_says_how_the_job_ends(exit_code: int | None) -> None:
     assert final(world).duration_seconds == 600
 
 
+def test_a_name_that_lies_takes_no_time_from_the_runners_exit() -> None:
+    """The runner has its time from the job's own end on, not from what its name says."""
+    script = RunnerScript(job_name=NAME_THAT_LIES, job_seconds=50, exit_after=30, result=JobResult.FAILED)
+    world = World(script=script)
+    live(world)
+
+    assert (final(world).job_result, final(world).runner_exit_code) == (JobResult.FAILED, 102)
+    assert world.runners[0].interrupts == 0
+
+
 def test_a_name_that_lies_hides_no_interruption() -> None:
     """Not even where the runner dies before it can say how the job really ended."""
     for cancel_seconds in (2.0, None):
