@@ -79,7 +79,7 @@ HOST_SAMPLE_SECONDS: Final = 30.0
 
 _FIXED_SECONDS: Final[Mapping[Phase, float]] = MappingProxyType(
     {
-        Phase.BOOTING: 35.0,  # a look at the host and at the journal; a stop waits for them
+        Phase.BOOTING: 35.0,  # a look at the journal and at the host; a stop waits for them
         Phase.PROVISIONING: 900.0,  # 230 MB at 256 KB/s
         Phase.REGISTERING: 120.0,  # config.sh takes some 5 s, and tries again by itself
     }
