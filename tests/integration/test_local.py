@@ -22,7 +22,7 @@ def assert_one_end(ended: Ended, status: str, *, started: bool = True) -> dict[s
     """One final message, of that status, and one termination; the message."""
     assert ended.statuses == (["started", status] if started else [status]), ended.stderr
     assert [request["instance_id"] for request in ended.terminations] == ["local"]
-    assert len(ended.statuses) == len(ended.messages)
+    assert len({message["message_id"] for message in ended.messages}) == len(ended.messages)
     assert all(message["job_id"] == JOB_ID for message in ended.messages)
     for name in ("exit_code", "duration_seconds"):
         assert type(ended.final.get(name, 0)) is int
