@@ -21,8 +21,8 @@ __all__ = ["lean_environment"]
 _WHEEL: Final = "runs-fleet-agent"
 
 
-def lean_environment(folder: Path) -> Path:
-    """Makes a virtual environment there, of links into this one; the folder of its programs."""
+def lean_environment(folder: Path) -> None:
+    """Makes a virtual environment there, of links into this one."""
     venv.create(folder, symlinks=True, clear=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     for each in _with_required(_WHEEL, {}).values():
@@ -34,7 +34,6 @@ def lean_environment(folder: Path) -> Path:
     command = programs / _WHEEL
     command.write_text(f"#!{programs}/python\n{script}", "utf-8")
     command.chmod(0o755)
-    return programs
 
 
 def _with_required(name: str, found: dict[str, Distribution]) -> dict[str, Distribution]:
