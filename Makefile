@@ -29,8 +29,8 @@ check: $(VENV)/dev.installed ## lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lives: $(VENV)/dev.installed ## hold the invariants over 10,000 random lives
-	LIVES=10000 $(BIN)/pytest tests/unit/test_invariants.py -k every_life
+lives: $(VENV)/dev.installed ## hold the invariants over 10,000 random lives, and 10,000 plain ones
+	LIVES=10000 $(BIN)/pytest tests/unit/test_invariants.py -k "every_life or plain_life"
 
 crashes: $(VENV)/dev.installed ## kill agents and successors at 400 random moments
 	CRASHES=200 $(BIN)/pytest -n auto tests/integration/test_crash.py -k killed
