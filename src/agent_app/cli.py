@@ -137,10 +137,20 @@ def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Si
 
 
 def _ended(status: ExitStatus, *, shown: bool) -> ExitStatus:
-    if not shown:
-        # Python would wait for stderr at its exit, for as long as nobody reads it.
+    if not shown or not _flushed():
+        # Python would wait for stderr at its exit, for as long as nobody reads it; or exit with 120.
         os._exit(status)
     return status
+
+
+def _flushed() -> bool:
+    """Whether nothing is left for Python to write at its exit: whoever took it may be gone."""
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _make_display(instance_id: str) -> Aside:

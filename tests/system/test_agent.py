@@ -181,6 +181,20 @@ def test_a_stranger_that_holds_the_lock(service: Service) -> None:
     assert service.state in {"shutting-down", "terminated"}
 
 
+def test_journald_is_gone(service: Service) -> None:
+    """The job stops it: nobody takes what the agent says any more, and its end is in order all the same."""
+    instance = service.instance
+    service.configure(RUNS_FLEET_RUNNER_USER="root")
+    instance.put_config()
+    instance.publish(job="systemctl stop systemd-journald\n")
+    service.begin()
+    service.wait_until_over()
+
+    assert service.machine.show(SERVICE, "Result") == "success"
+    assert service.machine.show(SERVICE, "ExecMainStatus") == "0"
+    assert service.statuses == ["started", "success"]
+
+
 def active_timers(machine: Machine) -> list[str]:
     """Those that would power the machine off."""
     listed = machine.run(
