@@ -120,8 +120,8 @@ def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Si
         # Called by hand, maybe without the service's settings: reap comes after it by itself.
         _tell("the service runs: there is nothing to finish")
         return ExitStatus.OK
-    if "state_dir" in loaded.faulty:
-        # Who knows which agent this is about, and whether it is alive?
+    if "state_dir" in loaded.faulty and death is None:
+        # Who knows which agent this is about, and whether it is alive? One that has died had the default.
         return _refuse(ExitStatus.CONFIG, *loaded.errors)
     if settings.profile == "aws":
         settings, _ = identified(settings, metadata_of(os.environ))

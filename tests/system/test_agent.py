@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.faults import denied
+from support.faults import Hang, denied
 from support.machine import Machine
 from support.service import POWER_OFF, SERVICE, TIMER, Service
 from support.wheel import COMMAND
@@ -193,6 +193,22 @@ def test_journald_is_gone(service: Service) -> None:
     assert service.machine.show(SERVICE, "Result") == "success"
     assert service.machine.show(SERVICE, "ExecMainStatus") == "0"
     assert service.statuses == ["started", "success"]
+
+
+def test_a_state_folder_that_cannot_be(service: Service) -> None:
+    """The agent had the default one instead, and is dead: so has its successor."""
+    instance = service.instance
+    instance.put_config()
+    service.configure(RUNS_FLEET_STATE_DIR="~/state")
+    instance.imds.faults.plan("imds:*", Hang())
+    service.begin()
+    instance.imds.wait_for("imds:*")
+    service.signal(signal.SIGKILL)
+    instance.imds.faults.heal()
+    service.wait_until_over()
+
+    assert service.statuses == ["failure"]
+    assert service.state in {"shutting-down", "terminated"}
 
 
 def active_timers(machine: Machine) -> list[str]:
