@@ -171,7 +171,7 @@ def test_a_stranger_that_holds_the_lock(service: Service) -> None:
     instance.publish(job="exec sleep 1000\n")
     with service.machine.follow(SERVICE) as journal:
         service.begin()
-        journal.wait_for("job 'sample' runs")
+        journal.wait_for("job 'sample' runs", "sent the message started")
     folder = f"--working-directory={instance.state_dir}"
     service.machine.run("systemd-run", "--quiet", folder, "flock", "agent.lock", "sleep", "1000")
     service.signal(signal.SIGKILL)
