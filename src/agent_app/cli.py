@@ -120,8 +120,8 @@ def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Si
         # Called by hand, maybe without the service's settings: reap comes after it by itself.
         _tell("the service runs: there is nothing to finish")
         return ExitStatus.OK
-    if "state_dir" in loaded.faulty:
-        # Who knows which agent this is about, and whether it is alive?
+    if "state_dir" in loaded.faulty and death is None:
+        # Who knows which agent this is about, and whether it is alive? One that has died had the default.
         return _refuse(ExitStatus.CONFIG, *loaded.errors)
     if settings.profile == "aws":
         settings, _ = identified(settings, metadata_of(os.environ))
@@ -137,10 +137,20 @@ def _reap(parsed: argparse.Namespace, loaded: Loaded, _early: Sequence[signal.Si
 
 
 def _ended(status: ExitStatus, *, shown: bool) -> ExitStatus:
-    if not shown:
-        # Python would wait for stderr at its exit, for as long as nobody reads it.
+    if not shown or not _flushed():
+        # Python would wait for stderr at its exit, for as long as nobody reads it; or exit with 120.
         os._exit(status)
     return status
+
+
+def _flushed() -> bool:
+    """Whether nothing is left for Python to write at its exit: whoever took it may be gone."""
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _make_display(instance_id: str) -> Aside:

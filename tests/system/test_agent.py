@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.faults import denied
+from support.faults import Hang, denied
 from support.machine import Machine
 from support.service import POWER_OFF, SERVICE, TIMER, Service
 from support.wheel import COMMAND
@@ -171,13 +171,43 @@ def test_a_stranger_that_holds_the_lock(service: Service) -> None:
     instance.publish(job="exec sleep 1000\n")
     with service.machine.follow(SERVICE) as journal:
         service.begin()
-        journal.wait_for("job 'sample' runs")
+        journal.wait_for("job 'sample' runs", "sent the message started")
     folder = f"--working-directory={instance.state_dir}"
     service.machine.run("systemd-run", "--quiet", folder, "flock", "agent.lock", "sleep", "1000")
     service.signal(signal.SIGKILL)
     service.wait_until_over()
 
     assert service.statuses[1:] == ["failure"]
+    assert service.state in {"shutting-down", "terminated"}
+
+
+def test_journald_is_gone(service: Service) -> None:
+    """The job stops it: nobody takes what the agent says any more, and its end is in order all the same."""
+    instance = service.instance
+    service.configure(RUNS_FLEET_RUNNER_USER="root")
+    instance.put_config()
+    instance.publish(job="systemctl stop systemd-journald\n")
+    service.begin()
+    service.wait_until_over()
+
+    assert service.machine.show(SERVICE, "Result") == "success"
+    assert service.machine.show(SERVICE, "ExecMainStatus") == "0"
+    assert service.statuses == ["started", "success"]
+
+
+def test_a_state_folder_that_cannot_be(service: Service) -> None:
+    """The agent had the default one instead, and is dead: so has its successor."""
+    instance = service.instance
+    instance.put_config()
+    service.configure(RUNS_FLEET_STATE_DIR="~/state")
+    instance.imds.faults.plan("imds:*", Hang())
+    service.begin()
+    instance.imds.wait_for("imds:*")
+    service.signal(signal.SIGKILL)
+    instance.imds.faults.heal()
+    service.wait_until_over()
+
+    assert service.statuses == ["failure"]
     assert service.state in {"shutting-down", "terminated"}
 
 

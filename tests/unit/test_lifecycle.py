@@ -683,6 +683,18 @@ def test_an_end_in_order_needs_no_journal(journal: str) -> None:
     assert (world.notifier.received, world.terminator.requests) == ([], [])
 
 
+def test_an_end_that_was_told_is_not_told_otherwise() -> None:
+    """Termination was refused, and no journal could be written: the successor asks again, that is all."""
+    world = World()
+    live(world)
+    world.crash()
+    world.machine.journal = None
+    outcome = run(lambda: world.reap(death=Death(cause="exit-code (exited 69)", is_told=True)))
+    assert outcome is not None
+    assert outcome.terminated
+    assert [message.status for message in world.notifier.received] == [Status.STARTED, Status.SUCCESS]
+
+
 @pytest.mark.parametrize("death", [Death(), IN_ORDER])
 def test_a_message_that_nobody_has_confirmed(death: Death) -> None:
     """The queue was away for the whole end, and the instance is on its way out: it is sent once more."""
