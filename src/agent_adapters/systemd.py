@@ -34,8 +34,8 @@ __all__ = [
 SERVICE: Final = "runs-fleet-agent.service"
 _RUNNING: Final = frozenset({"active", "activating", "deactivating", "reloading"})
 _ASKING_TO_STOP: Final = frozenset({"TERM", "INT", "HUP", "QUIT"})
-_AT_ITS_END: Final = frozenset({"0", "69", "70", "75", "78"})
-"""What `run` exits with when its life has come to its end."""
+_AT_ITS_END: Final = frozenset({"0", "69", "70", "78"})
+"""What `run` exits with when its life has come to its end; 75 says that it had no job to tell of."""
 _CALL_SECONDS: Final = 30.0
 """One word to systemd, on a machine that boots."""
 

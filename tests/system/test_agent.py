@@ -7,6 +7,7 @@ import pytest
 
 from support.faults import Hang, denied
 from support.machine import Machine
+from support.planting import plant
 from support.service import POWER_OFF, SERVICE, TIMER, Service
 from support.wheel import COMMAND
 
@@ -193,6 +194,22 @@ def test_journald_is_gone(service: Service) -> None:
     assert service.machine.show(SERVICE, "Result") == "success"
     assert service.machine.show(SERVICE, "ExecMainStatus") == "0"
     assert service.statuses == ["started", "success"]
+
+
+def test_a_signal_while_reap_begins(service: Service) -> None:
+    """It comes before Python could take it, and nobody comes after reap: it is not heard."""
+    instance = service.instance
+    instance.put_config()
+    instance.publish(job="exec sleep 1000\n")
+    service.configure(**plant(instance.folder, "import os; os.kill(os.getpid(), 15)", "reap"))
+    with service.machine.follow(SERVICE) as journal:
+        service.begin()
+        journal.wait_for("job 'sample' runs", "sent the message started")
+    service.signal(signal.SIGKILL)
+    service.wait_until_over()
+
+    assert service.statuses == ["started", "failure"]
+    assert service.state in {"shutting-down", "terminated"}
 
 
 def test_a_state_folder_that_cannot_be(service: Service) -> None:
