@@ -34,8 +34,6 @@ __all__ = [
 SERVICE: Final = "runs-fleet-agent.service"
 _RUNNING: Final = frozenset({"active", "activating", "deactivating", "reloading"})
 _ASKING_TO_STOP: Final = frozenset({"TERM", "INT", "HUP", "QUIT"})
-_AT_ITS_END: Final = frozenset({"0", "69", "70", "78"})
-"""What `run` exits with when its life has come to its end; 75 says that it had no job to tell of."""
 _CALL_SECONDS: Final = 30.0
 """One word to systemd, on a machine that boots."""
 
@@ -119,7 +117,6 @@ def death_of(environ: Mapping[str, str]) -> Death | None:
         # One that refused to start since another agent works here has said nothing of that one.
         is_certain=bool(code) and exited != "64",
         is_in_order=result == "success" and exited == "0",
-        is_told=exited in _AT_ITS_END,
         interrupted_by=f"SIG{status}" if code == "killed" and status in _ASKING_TO_STOP else None,
     )
 

@@ -48,8 +48,6 @@ class Death:
     """Whoever watched it says so."""
     is_in_order: bool = False
     """It came to its end, and the request to terminate was accepted."""
-    is_told: bool = False
-    """It came to its end, and so has said how, whatever became of the request to terminate."""
     interrupted_by: str | None = None
     """A signal that asks to stop, which came before there was anyone to take it."""
 
@@ -200,8 +198,8 @@ async def reap(
             if record.job_id is not None:
                 life.delivery.recover()
                 life.delivery.open(record.stream)
-    if life.record.job_id is None and not (death.is_told and life.record.agent is None):
-        await look_for_job(life)  # unless one whom no journal knows has told already, and better than this
+    if life.record.job_id is None:
+        await look_for_job(life)
     # At once, or a successor of this one would tell of this one's death.
     conclude(life, observed)
     return await Ending(life, Messenger(life)).run(observed, {})

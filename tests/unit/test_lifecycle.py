@@ -683,16 +683,13 @@ def test_an_end_in_order_needs_no_journal(journal: str) -> None:
     assert (world.notifier.received, world.terminator.requests) == ([], [])
 
 
-def test_an_end_that_was_told_is_not_told_otherwise() -> None:
-    """Termination was refused, and no journal could be written: the successor asks again, that is all."""
+@pytest.mark.parametrize("status", [69, 70, 75, 78])
+def test_an_agent_that_had_no_job_to_tell_of(status: int) -> None:
+    """It ended by itself, as where nobody told it who it is: its successor, which knows, tells the queue."""
     world = World()
-    live(world)
-    world.crash()
-    world.machine.journal = None
-    outcome = run(lambda: world.reap(death=Death(cause="exit-code (exited 69)", is_told=True)))
-    assert outcome is not None
-    assert outcome.terminated
-    assert [message.status for message in world.notifier.received] == [Status.STARTED, Status.SUCCESS]
+    death = Death(cause=f"exit-code (exited {status})", is_certain=True)
+    assert run(lambda: world.reap(death=death)) is not None
+    assert [message.status for message in world.notifier.received] == [Status.FAILURE]
 
 
 @pytest.mark.parametrize("death", [Death(), IN_ORDER])
