@@ -1,6 +1,7 @@
 """All processes of the runner, wherever they went: found, and killed, without mistaking another for one."""
 
 import ctypes
+import errno
 import math
 import os
 import signal
@@ -174,6 +175,10 @@ def kill(process: ProcessId) -> bool:
     try:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:
+        return True
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # which some kernels say of a process that goes at this very moment
+            raise
         return True
     try:
         if identify(process.pid) == process:

@@ -112,6 +112,8 @@ class SubprocessRunnerProcess(RunnerProcess):
         self._secrets: set[str] = set()
         self._start: _Start | None = None
         self._burial: asyncio.TimerHandle | None = None
+        self._killed: set[ProcessId] = set()
+        """What nobody has been told of yet."""
 
     async def register(self, registration: Registration, say: Say) -> None:
         if registration.token is None:
@@ -217,7 +219,6 @@ class SubprocessRunnerProcess(RunnerProcess):
                 self._start.traces.end()
 
     async def _kill(self, known: Sequence[ProcessId]) -> int:
-        killed: set[ProcessId] = set()
         looks_in_vain = 0
         # One look at a process table that changes meanwhile can miss a process that forks and ends.
         while looks_in_vain < _LOOKS:
@@ -232,9 +233,11 @@ class SubprocessRunnerProcess(RunnerProcess):
             if kept == left:
                 pids = ", ".join(str(process.pid) for process in sorted(kept))
                 raise RunnerUnavailableError(f"these processes may not be killed: {pids}")
-            killed |= left - kept
+            self._killed |= left - kept
             await asyncio.sleep(_KILL_PAUSE_SECONDS)
-        return len(killed)
+        count = len(self._killed)
+        self._killed.clear()
+        return count
 
     async def remove(self) -> None:
         self._close()

@@ -171,6 +171,8 @@ class RunnerProcess(Protocol):
     async def kill(self, known: Sequence[ProcessId] = ()) -> int:
         """Ends every process of the runner, until none is left; how many there were.
 
+        Those that a call before it had ended, which did not come to its own end, count with them.
+
         `known` are processes of a runner that an earlier agent started. Also without them, every
         process that works from the runner's root is found.
 

@@ -196,7 +196,9 @@ def test_more_signals_do_not_break_the_first_ones_work(local: Local) -> None:
     """A second and a third signal change nothing."""
     running = local.start(job=LONG_JOB, scenario={"cancel_seconds": 1})
     running.wait_for("begun", "sent the message started")
-    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+    running.send(signal.SIGTERM)
+    running.wait_for("stop: ")  # of two that wait for it, a process gets the one with the lower number first
+    for number in (signal.SIGTERM, signal.SIGINT):
         running.send(number)
     final = assert_one_end(running.end(), "interrupted")
     assert (final["interrupted_by"], final["job_result"]) == ("SIGTERM", "canceled")

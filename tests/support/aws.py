@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import json
 import logging
+import os
 import re
 import zlib
 from collections import defaultdict
@@ -177,7 +178,9 @@ class Aws(FakeServer):
 
     def instance(self) -> str:
         """The ID of a new instance, which runs."""
-        answer = self.client("ec2").run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)
+        ec2 = self.client("ec2")
+        image = ec2.register_image(Name=f"image-{next(self._names)}")["ImageId"]
+        answer = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1)
         return str(answer["Instances"][0]["InstanceId"])
 
     def state_of(self, instance_id: str) -> str:
@@ -510,6 +513,7 @@ def _decoded(request: Request, trailers: dict[str, str]) -> Iterator[bytes]:
 def aws_cloud() -> Iterator[Aws]:
     """AWS on this machine, for one test or, with `reset()` between them, for many."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's server would write down each request
+    os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"  # thousands, which each reset would load anew
     moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     moto.start()
     try:

@@ -95,10 +95,14 @@ class Machine:
     def read(self, path: str | Path) -> str:
         return self.run("cat", path)
 
+    def mount_empty(self, path: str | Path, size: str = "50%") -> None:
+        """Puts a file system in memory there; the size is as in tmpfs(5), by default half of all memory."""
+        self.run("mkdir", "-p", path)
+        self.run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path)
+
     def mount_full(self, path: str | Path) -> None:
         """Puts a small file system there on which no space is left."""
-        self.run("mkdir", "-p", path)
-        self.run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", path)
+        self.mount_empty(path, "64k")
         assert self.status_of("cp", "/dev/zero", Path(path) / "filler") != 0
 
     # Processes

@@ -19,7 +19,7 @@ _WATCHDOG_SECONDS: Final = 20
 _SHORT_TIMES: Final = f"[Service]\nTimeoutStartSec=40\nWatchdogSec={_WATCHDOG_SECONDS}\n"
 """Short, but no machine is so busy that an agent which does not hang is killed for it."""
 _GRACE: Final = timedelta(seconds=20)
-_SMALL_DISK: Final = "size=4m"
+_SMALL_DISK: Final = "4m"
 _MANY_FILES: Final = "mkdir many && cd many && seq 60000 | xargs touch\n"
 """So that they take a while to be removed."""
 
@@ -74,6 +74,7 @@ class Cell:
 
     def cleaning(self) -> None:
         self.instance.publish(job=_MANY_FILES)
+        self.service.machine.mount_empty(self.instance.runner_dir.parent)
         self.run_to("phase cleaning")
 
     def terminating(self) -> None:
@@ -159,8 +160,7 @@ def cell_of(service: Service) -> Iterator[Cell]:
     instance = service.instance
     instance.put_config()
     instance.publish(job="echo begun\n" + instance.until_go)
-    service.machine.run("mkdir", "-p", instance.state_dir)
-    service.machine.run("mount", "-t", "tmpfs", "-o", _SMALL_DISK, "tmpfs", instance.state_dir)
+    service.machine.mount_empty(instance.state_dir, _SMALL_DISK)
     service.configure(RUNS_FLEET_SHUTDOWN_GRACE_SECONDS=f"{_GRACE.total_seconds():g}")
     service.drop_in(_SHORT_TIMES)
     with service.machine.follow(SERVICE) as journal:

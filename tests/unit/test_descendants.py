@@ -1,6 +1,8 @@
-"""Which processes an agent takes for the runner's when it has begun anew, and has started none itself."""
+"""Which processes an agent takes for the runner's when it has begun anew, and how one is killed."""
 
 import ctypes
+import errno
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_adapters.descendants import RunnerProcesses
+from agent_adapters.descendants import RunnerProcesses, kill
 from agent_adapters.host import identify
 from agent_core.model import ProcessId
 
@@ -77,3 +79,23 @@ def test_a_process_that_was_no_agent(tmp_path: Path, children: Children) -> None
     found = RunnerProcesses(tmp_path, "an-agent").find([runner])
     assert runner in found
     assert not found & {older, later}
+
+
+@pytest.mark.parametrize(
+    ("number", "is_gone"), [(errno.ESRCH, True), (errno.EINVAL, True), (errno.EMFILE, False)]
+)
+def test_a_process_that_goes_as_it_is_killed(
+    monkeypatch: pytest.MonkeyPatch, number: int, *, is_gone: bool
+) -> None:
+    """A kernel may call its number an invalid one; any other fault is one."""
+
+    def pidfd_open(pid: int) -> int:
+        raise OSError(number, os.strerror(number), str(pid))
+
+    with child() as process, monkeypatch.context() as patches:
+        patches.setattr(os, "pidfd_open", pidfd_open)
+        if is_gone:
+            assert kill(process)
+        else:
+            with pytest.raises(OSError, match=os.strerror(number)):
+                kill(process)

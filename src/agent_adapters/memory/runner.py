@@ -160,6 +160,8 @@ class InMemoryRunnerProcess(RunnerProcess):
     _worker: ProcessId | None = field(init=False, default=None)
     _playing: asyncio.Task[int] | None = field(init=False, default=None)
     _interrupted: asyncio.Event = field(init=False, factory=asyncio.Event)
+    _killed: int = field(init=False, default=0)
+    """What nobody has been told of yet."""
 
     def __attrs_post_init__(self) -> None:
         self._early = list(self.script.early_exits)
@@ -228,13 +230,14 @@ class InMemoryRunnerProcess(RunnerProcess):
 
     async def kill(self, known: Sequence[ProcessId] = ()) -> int:  # noqa: ARG002 - memory forgets no process
         await asyncio.sleep(0)
-        killed = len(self.machine.runner_alive)
+        self._killed += len(self.machine.runner_alive)
         self.machine.runner_alive.clear()
         if self._playing is not None and not self._playing.done():
             self._playing.cancel()
             await asyncio.wait({self._playing})
         self._lines.put_nowait(None)
         self._traces.put_nowait(None)
+        killed, self._killed = self._killed, 0
         return killed
 
     async def remove(self) -> None:

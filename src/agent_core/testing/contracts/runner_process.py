@@ -505,6 +505,23 @@ class RunnerProcessContract(Contract, ABC):
             await heard.end()
 
     @on_loop
+    async def test_what_a_cancelled_kill_has_ended_counts(self) -> None:
+        """Nobody has been told of it: the next call tells."""
+        runner = await self._registered(RunnerBehaviour(leaves_behind=_LEFT_BEHIND))
+        async with self._started(runner) as heard:
+            await runner.wait()
+            await heard.until(Completed)
+            killing = asyncio.create_task(runner.kill())
+            await until("the first call has killed", lambda: self.alive() == 0)
+            killing.cancel()
+            await asyncio.wait({killing})
+            told = 0 if killing.cancelled() else killing.result()
+
+            assert told + await eventually(RunnerUnavailableError, runner.kill) == _LEFT_BEHIND
+
+            await heard.end()
+
+    @on_loop
     async def test_kill_ends_daemons_of_a_running_job(self) -> None:
         """All at once, whatever session they are in."""
         runner = await self._registered(RunnerBehaviour(never_ends=True, leaves_behind=_LEFT_BEHIND))
