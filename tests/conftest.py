@@ -1,14 +1,20 @@
 """What holds for all tests."""
 
 import os
+import sys
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
+from botocore.loaders import JSONFileLoader
 from hypothesis import HealthCheck, settings
 
 from support.aws import Aws, aws_cloud
 from support.github import GitHub, github_server
 from support.imds import InstanceMetadata, instance_metadata
+
+# Of a version manager, `python3` is a script that takes longer than all that the sample runner does.
+os.environ["PATH"] = os.pathsep.join([f"{sys.base_prefix}/bin", os.environ["PATH"]])
 
 # No test depends on the speed of the machine. In CI the examples are the same in each run, so that a
 # change is judged by what it changes; everywhere else they are new ones.
@@ -26,7 +32,10 @@ settings.load_profile("project")
 
 @pytest.fixture(scope="session")
 def whole_aws() -> Iterator[Aws]:
-    with aws_cloud() as aws:
+    # Each session of botocore would read the same descriptions of services anew: half of a test's time.
+    load = cache(JSONFileLoader().load_file)
+    with aws_cloud() as aws, pytest.MonkeyPatch.context() as patches:
+        patches.setattr(JSONFileLoader, "load_file", lambda _, path: load(path))
         yield aws
 
 
