@@ -66,27 +66,38 @@ class RunnerProcesses:
         """Takes note of a process that this one has started, in a session of its own."""
         self._started.add(process)
 
+    def kin(self, known: Iterable[ProcessId]) -> set[ProcessId]:
+        """What of the runner lives, as far as session and parentage tell: without a look into any process."""
+        table = _by_number()
+        return self._living(table, self._kin(table, set(known)))
+
     def find(self, known: Iterable[ProcessId]) -> set[ProcessId]:
         """Every process of the runner that lives: by session, parentage, mark, its program's path."""
-        table = {entry.id.pid: entry for entry in process_table()}
-        known = set(known)
+        table = _by_number()
+        found = self._kin(table, set(known))
+        others = [entry for entry in table.values() if entry.id not in found]
+        found |= {
+            entry.id
+            for entry in others
+            if self._is_marked(entry.id.pid)
+            or (not entry.has_terminal and self._works_from_root(entry.id.pid))
+        }
+        return self._living(table, found)
+
+    def _kin(self, table: Mapping[int, ProcessEntry], known: set[ProcessId]) -> set[ProcessId]:
         ours = self._started | known
         # A number that another process has by now leads no session of ours.
         leaders = {
             process.pid for process in ours if process.pid not in table or table[process.pid].id == process
         }
-        found = {
-            entry.id
-            for entry in table.values()
-            if entry.id in ours
-            or entry.session in leaders
-            or self._is_marked(entry.id.pid)
-            or (not entry.has_terminal and self._works_from_root(entry.id.pid))
-        }
+        found = {entry.id for entry in table.values() if entry.id in ours or entry.session in leaders}
         found |= self._adopted(table, known)
-        found |= _descendants(table, found)
-        found -= _line_of(table, os.getpid())
+        return found | _descendants(table, found)
+
+    def _living(self, table: Mapping[int, ProcessEntry], found: set[ProcessId]) -> set[ProcessId]:
+        """Those found, with their descendants, but for the dead and for the line of this process."""
         self.bury()
+        found = (found | _descendants(table, found)) - _line_of(table, os.getpid())
         return {process for process in found if not table[process.pid].is_dead}
 
     def has_worker(self) -> bool:
@@ -137,6 +148,10 @@ class RunnerProcesses:
         except OSError:
             return False
         return os.fsencode(f"{_MARK}={self._tracking_id}") in variables
+
+
+def _by_number() -> Mapping[int, ProcessEntry]:
+    return {entry.id.pid: entry for entry in process_table()}
 
 
 def _adopts_orphans() -> bool:

@@ -219,6 +219,8 @@ class SubprocessRunnerProcess(RunnerProcess):
                 self._start.traces.end()
 
     async def _kill(self, known: Sequence[ProcessId]) -> int:
+        # To look into a process can take as long as it pleases: what the table alone tells goes first.
+        self._end(await self._lane.run(partial(self._processes.kin, known)))
         looks_in_vain = 0
         # One look at a process table that changes meanwhile can miss a process that forks and ends.
         while looks_in_vain < _LOOKS:
@@ -227,17 +229,21 @@ class SubprocessRunnerProcess(RunnerProcess):
                 looks_in_vain += 1
                 continue
             looks_in_vain = 0
-            # The oldest first: a parent has no time to make something of its child's end.
-            eldest_first = sorted(left, key=lambda process: (process.started, process.pid))
-            kept = {process for process in eldest_first if not kill(process)}
-            if kept == left:
-                pids = ", ".join(str(process.pid) for process in sorted(kept))
+            if self._end(left) == left:
+                pids = ", ".join(str(process.pid) for process in sorted(left))
                 raise RunnerUnavailableError(f"these processes may not be killed: {pids}")
-            self._killed |= left - kept
             await asyncio.sleep(_KILL_PAUSE_SECONDS)
         count = len(self._killed)
         self._killed.clear()
         return count
+
+    def _end(self, processes: set[ProcessId]) -> set[ProcessId]:
+        """Kills them; those that may not be killed."""
+        # The oldest first: a parent has no time to make something of its child's end.
+        eldest_first = sorted(processes, key=lambda process: (process.started, process.pid))
+        kept = {process for process in eldest_first if not kill(process)}
+        self._killed |= processes - kept
+        return kept
 
     async def remove(self) -> None:
         self._close()

@@ -12,15 +12,18 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Coroutine
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psutil
 import pytest
 from attrs import evolve
 
 from agent_adapters.archive import unpack
+from agent_adapters.descendants import RunnerProcesses
 from agent_adapters.descendants import kill as kill_process
 from agent_adapters.host import identify
 from agent_adapters.memory import InMemoryRunnerProcess, Machine, RunnerScript
@@ -522,6 +525,35 @@ def test_what_may_be_killed_is_killed(place: Place, run: Run, unprivileged: Call
             assert await runner.kill() == 1 + len(daemons)  # the first one told of none
             assert not is_alive(daemons[1])
             return
+
+    run(kill())
+
+
+def test_a_look_that_hangs_saves_no_kin(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any process may make whoever looks into it wait; the runner's own are killed before."""
+    place.write(LISTENER, "#!/bin/bash\nsetsid sleep infinity & echo ready; exec sleep infinity\n")
+    over = threading.Event()
+
+    def hang(*_: object) -> bool:
+        over.wait()
+        return False  # or all that lives on this machine would be the runner's
+
+    monkeypatch.setattr(RunnerProcesses, "_is_marked", hang)
+
+    async def kill() -> None:
+        runner = place.make()
+        process = await runner.start(None)
+        await anext(aiter(runner.output()))
+        own = psutil.Process(process.pid)
+        daemons = own.children()
+        assert daemons
+        killing = asyncio.create_task(runner.kill())
+        try:
+            await until("they are killed", lambda: not any(is_alive(each.pid) for each in (own, *daemons)))
+            assert not killing.done()
+        finally:
+            over.set()
+            await killing
 
     run(kill())
 

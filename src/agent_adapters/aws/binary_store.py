@@ -9,7 +9,7 @@ from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from http import HTTPStatus
 from itertools import islice
@@ -198,13 +198,14 @@ class _Download:
 
         def get() -> tuple[Mapping[str, Any], bytes]:
             answer = self._get(start)
-            first, last, _ = _range_of(answer)
-            size = last - first + 1
-            # A bucket may be anybody's: it is not believed, and no part takes more memory than its share. No
-            # more is read than its head says.
-            if first != start or not 0 < size <= _PART_BYTES or answer["ContentLength"] != size:
-                raise LookupError("ContentRange")
-            return answer, answer["Body"].read()
+            with closing(answer["Body"]) as body:
+                first, last, _ = _range_of(answer)
+                size = last - first + 1
+                # A bucket may be anybody's: it is not believed, and no part takes more memory than its share.
+                # No more is read than its head says.
+                if first != start or not 0 < size <= _PART_BYTES or answer["ContentLength"] != size:
+                    raise LookupError("ContentRange")
+                return answer, body.read()
 
         passing = retry_if_exception(_is_passing)
         return Retrying(stop=stop_after_attempt(_ATTEMPTS), retry=passing, reraise=True)(get)
