@@ -629,11 +629,7 @@ def assert_ends_so(row: Row, way: Way, running: Running[Ended]) -> None:
     assert (ended.status, len(ended.terminations)) == (end.agents_own, 1)
     assert final["log_lines_dropped"] == 0
     assert final["log_lines_delivered"] == final["log_lines_accepted"]
-    told = (*row.told, end.told)
-    if "some of the runner's processes may be alive" in log:
-        # A machine that stands still for longer than the bound of killing: they are dead, it has not seen it.
-        told = tuple(words for words in told if not words.startswith("killed "))
-    assert [words for words in told if words not in log] == []
+    assert [words for words in (*row.told, end.told) if words not in log] == []
     printed = {step: list(lines) for step, lines in row.printed.items()}
     assert {step: printed_by(step, ended) for step in printed} == printed
     assert "\x1b" not in ended.stderr
